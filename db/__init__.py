@@ -1,0 +1,1 @@
+"""The database: an embedded server, the migrator and all SQL."""

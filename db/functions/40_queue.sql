@@ -1,0 +1,743 @@
+-- The queue: all its rules are here, so that a worker in any language only embeds.
+--
+-- claim -> embed -> complete (or fail, or release). A claim is a lease with a fencing token: when
+-- it runs out somebody else may claim the job, and what the first one brings later is dropped.
+
+create or replace function rag._doorbell()
+    returns int
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- 'ragd' in ASCII: the first key of our advisory locks, out of the way of others'.
+    select 1918986084
+$$;
+
+comment on function rag._doorbell() is 'The class of the advisory lock that an idle worker holds.';
+
+create or replace function rag.worker_idle()
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    perform rag.worker_awake();
+    -- Of several idle workers one holds it; all of them hear the bell. It dies with the session,
+    -- so a killed worker never leaves writers ringing for nobody. A writer's probe holds it for
+    -- microseconds: try again rather than wait behind another idle worker.
+    for i in 1..10 loop
+        exit when pg_try_advisory_lock(rag._doorbell(), 0);
+    end loop;
+end
+$$;
+
+comment on function rag.worker_idle() is
+    'Ask to be woken: from now on a put sends NOTIFY rag_jobs. Call it on the LISTEN connection.';
+
+create or replace function rag.worker_awake()
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    perform pg_advisory_unlock(l.classid::int, l.objid::int)
+    from pg_locks as l
+    where
+        l.locktype = 'advisory'
+        and l.pid = pg_backend_pid()
+        and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+        and l.classid::int = rag._doorbell()
+        and l.objsubid = 2
+        and l.mode = 'ExclusiveLock'
+        and l.granted;
+end
+$$;
+
+comment on function rag.worker_awake() is
+    'Ask not to be woken any more: the worker is at work and looks for jobs by itself.';
+
+create or replace function rag._ring()
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- NOTIFY takes a lock of the whole cluster at commit (5,415 puts a second became 455 with 16
+    -- clients), so it is sent only while somebody is idle: he then holds this lock exclusively.
+    begin
+        if pg_try_advisory_xact_lock_shared(rag._doorbell(), 0) then
+            -- The way out of the subtransaction, which lets go of the lock at once. Between lock
+            -- and unlock of a session lock a cancelled put (27 of 100 in a test that aimed there)
+            -- left it behind, and nobody could be idle again while that session lived.
+            raise sqlstate 'RG000';
+        end if;
+    exception
+        when sqlstate 'RG000' then
+            return;
+    end;
+    perform pg_notify('rag_jobs', '');
+end
+$$;
+
+comment on function rag._ring() is 'Wake an idle worker at commit, if there is one.';
+
+create or replace function rag._enqueue(
+    tenant_id int, partition_id int, chunks bigint[], priority smallint
+)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_model int;
+    v_jobs bigint := 0;
+    v_rows bigint;
+begin
+    for v_model in select m.model_id from rag.models as m order by m.model_id loop
+        -- The tenant may have this very text already, in this document or another one.
+        insert into rag.embeddings (
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+        )
+        select
+            c.partition_id, c.tenant_id, c.chunk_id, v_model, c.collection_id, twin.embedding
+        from rag.chunks as c
+        cross join lateral (
+            select e.embedding
+            from rag.chunks as o
+            join rag.embeddings as e
+                on e.partition_id = _enqueue.partition_id
+                and e.tenant_id = _enqueue.tenant_id
+                and e.chunk_id = o.chunk_id
+                and e.model_id = v_model
+            where
+                o.partition_id = _enqueue.partition_id
+                and o.tenant_id = _enqueue.tenant_id
+                and o.content_hash = c.content_hash
+            limit 1
+        ) as twin
+        where
+            c.partition_id = _enqueue.partition_id
+            and c.tenant_id = _enqueue.tenant_id
+            and c.chunk_id = any(_enqueue.chunks);
+
+        insert into rag.jobs (
+            tenant_id, chunk_id, model_id, partition_id, content_hash, priority
+        )
+        select c.tenant_id, c.chunk_id, v_model, c.partition_id, c.content_hash, _enqueue.priority
+        from rag.chunks as c
+        where
+            c.partition_id = _enqueue.partition_id
+            and c.tenant_id = _enqueue.tenant_id
+            and c.chunk_id = any(_enqueue.chunks)
+            and not exists (
+                select
+                from rag.embeddings as e
+                where
+                    e.partition_id = _enqueue.partition_id
+                    and e.tenant_id = _enqueue.tenant_id
+                    and e.chunk_id = c.chunk_id
+                    and e.model_id = v_model
+            );
+        get diagnostics v_rows = row_count;
+        v_jobs := v_jobs + v_rows;
+    end loop;
+    if v_jobs > 0 then
+        perform rag._ring();
+    end if;
+end
+$$;
+
+comment on function rag._enqueue(int, int, bigint[], smallint) is
+    'For new chunks and every model: the embedding of the same text if there is one, or a job.';
+
+create or replace function rag._check_lease(lease interval)
+    returns void
+    language plpgsql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if _check_lease.lease is null
+        or _check_lease.lease <= interval '0'
+        or _check_lease.lease > interval '1 day'
+    then
+        raise exception 'invalid lease' using
+            errcode = 'invalid_parameter_value',
+            detail = format('lease is %s.', coalesce(_check_lease.lease::text, 'null')),
+            hint = 'A lease is longer than a batch takes and at most a day, such as 2 minutes.';
+    end if;
+end
+$$;
+
+comment on function rag._check_lease(interval) is 'Raise the error for a lease that cannot be.';
+
+create or replace function rag.claim_jobs(
+    worker text, batch int default 64, lease interval default '2 minutes'
+)
+    returns table (
+        job_id bigint,
+        lease_token uuid,
+        model text,
+        dimensions int,
+        document_prefix text,
+        content text,
+        attempts int
+    )
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+    -- Statistics of a queue are those of another hour. Only by index, and in its order, does a
+    -- claim read what it takes and not what waits: 0.4 s of 300,000 jobs otherwise.
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := clock_timestamp();
+    v_token uuid := gen_random_uuid();
+    v_model rag.models;
+    v_tenants int[];
+    v_share int;
+    v_jobs bigint[];
+    v_crashed bigint;
+    v_spent bigint[];
+    v_chunks bigint[];
+    v_attempts smallint[];
+    v_partition int;
+begin
+    if claim_jobs.batch is null or claim_jobs.batch not between 1 and 10000 then
+        raise exception 'invalid batch' using
+            errcode = 'invalid_parameter_value',
+            detail = format('batch is %s.', coalesce(claim_jobs.batch::text, 'null')),
+            hint = 'A batch has 1 to 10,000 jobs.';
+    end if;
+    perform rag._check_lease(claim_jobs.lease);
+
+    -- One model a call, the active one first: what searches use now comes before a model to be.
+    -- By "limit 1", because "exists" may be planned as a join with all jobs that wait.
+    select m.* into v_model
+    from rag.models as m
+    where (
+        select true
+        from rag.jobs as j
+        where j.model_id = m.model_id and j.failed_at is null and j.due_at <= v_now
+        limit 1
+    )
+    order by m.is_active desc, m.model_id
+    limit 1;
+    if not found then
+        return;
+    end if;
+
+    -- The tenants that wait, by jumping through the index from one to the next: a tenant with a
+    -- million jobs costs one step. They start at a random place, so that with more tenants than
+    -- a batch has room for everybody's turn comes.
+    with recursive
+    waiting as (
+        (
+            select j.tenant_id
+            from rag.jobs as j
+            where j.model_id = v_model.model_id and j.failed_at is null
+            order by j.tenant_id
+            limit 1
+        )
+        union all
+        select (
+            select j.tenant_id
+            from rag.jobs as j
+            where
+                j.model_id = v_model.model_id
+                and j.failed_at is null
+                and j.tenant_id > w.tenant_id
+            order by j.tenant_id
+            limit 1
+        )
+        from waiting as w
+        where w.tenant_id is not null
+    )
+    select array_agg(w.tenant_id) into v_tenants
+    from (
+        select d.tenant_id
+        from waiting as d
+        where
+            d.tenant_id is not null
+            and (
+                select true
+                from rag.jobs as j
+                where
+                    j.model_id = v_model.model_id
+                    and j.tenant_id = d.tenant_id
+                    and j.failed_at is null
+                    and j.due_at <= v_now
+                limit 1
+            )
+        order by random()
+        limit claim_jobs.batch
+    ) as w;
+
+    v_share := ceil(claim_jobs.batch::numeric / greatest(1, cardinality(v_tenants)));
+    loop
+        -- An equal share for each. Locked rows are those of another claim under way: skipped.
+        -- A lease that ran out twice without a word may have killed its workers, five times is
+        -- the end.
+        select
+            array_agg(p.job_id order by p.turn) filter (where not p.was_lost or p.attempts < 2),
+            (array_agg(p.job_id order by p.turn) filter (
+                where p.was_lost and p.attempts between 2 and 4
+            ))[1],
+            array_agg(p.job_id) filter (where p.was_lost and p.attempts >= 5)
+        into v_jobs, v_crashed, v_spent
+        from (
+            select
+                j.job_id,
+                j.attempts,
+                j.lease_token is not null as was_lost,
+                row_number() over (
+                    partition by j.tenant_id order by j.priority, j.due_at, j.job_id
+                ) as turn
+            from unnest(v_tenants) as t (tenant_id)
+            cross join lateral (
+                select i.job_id, i.tenant_id, i.priority, i.due_at, i.lease_token, i.attempts
+                from rag.jobs as i
+                where
+                    i.model_id = v_model.model_id
+                    and i.tenant_id = t.tenant_id
+                    and i.failed_at is null
+                    and i.due_at <= v_now
+                -- Not by job_id too: that is not in the index.
+                order by i.priority, i.due_at
+                limit v_share
+                for update skip locked
+            ) as j
+        ) as p;
+
+        update rag.jobs as j
+        set
+            failed_at = v_now,
+            lease_token = null,
+            error = 'no worker finished it in 5 attempts'
+            || coalesce('; the last error was: ' || j.error, '')
+        where j.job_id = any(v_spent);
+        -- Nothing but parked ones is no empty queue: look again.
+        exit when v_jobs is not null or v_crashed is not null or v_spent is null;
+    end loop;
+    -- A crashed one goes alone, so that it takes no neighbours with it to the fifth attempt; every
+    -- other time, so that many of them keep nobody waiting.
+    if v_crashed is not null and (v_jobs is null or random() < 0.5) then
+        v_jobs := array[v_crashed];
+    end if;
+    v_jobs := v_jobs[:claim_jobs.batch];
+
+    with
+    leased as (
+        update rag.jobs as j
+        set
+            lease_token = v_token,
+            worker = claim_jobs.worker,
+            attempts = j.attempts + 1,
+            due_at = v_now + claim_jobs.lease
+        where j.job_id = any(v_jobs)
+        returning j.job_id, j.tenant_id, j.chunk_id, j.attempts
+    )
+    select
+        array_agg(l.job_id),
+        array_agg(l.tenant_id),
+        array_agg(l.chunk_id),
+        array_agg(l.attempts)
+    into v_jobs, v_tenants, v_chunks, v_attempts
+    from leased as l;
+
+    -- By partition, each a constant: otherwise every partition would be opened and locked.
+    for v_partition in
+        select distinct t.partition_id from rag.tenants as t where t.tenant_id = any(v_tenants)
+    loop
+        return query
+        select
+            l.job_id, v_token, v_model.name, v_model.dimensions, v_model.document_prefix,
+            c.content, l.attempts::int
+        from unnest(v_jobs, v_tenants, v_chunks, v_attempts)
+            as l (job_id, tenant_id, chunk_id, attempts)
+        join rag.tenants as t on t.tenant_id = l.tenant_id and t.partition_id = v_partition
+        join rag.chunks as c
+            on c.partition_id = v_partition
+            and c.tenant_id = l.tenant_id
+            and c.chunk_id = l.chunk_id;
+    end loop;
+end
+$$;
+
+comment on function rag.claim_jobs(text, int, interval) is
+    'Lease up to batch due jobs of one model, shared fairly among tenants; attempts count here.';
+
+create or replace function rag.complete_jobs(
+    lease_token uuid, job_ids bigint[], embeddings vector[]
+)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_place record;
+    v_stored int := 0;
+    v_rows int;
+begin
+    if cardinality(complete_jobs.job_ids) is distinct from cardinality(complete_jobs.embeddings)
+    then
+        raise exception 'job_ids and embeddings differ in length' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%s jobs and %s embeddings.',
+                coalesce(cardinality(complete_jobs.job_ids), 0),
+                coalesce(cardinality(complete_jobs.embeddings), 0)),
+            hint = 'Give one embedding for each job, in the same order.';
+    end if;
+    select count(distinct g.job_id) into v_rows from unnest(complete_jobs.job_ids) as g (job_id);
+    if v_rows < cardinality(complete_jobs.job_ids) then
+        raise exception 'a job is null or given twice' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%s jobs, %s of them different ones.',
+                cardinality(complete_jobs.job_ids), v_rows),
+            hint = 'Give one embedding for each job, in the same order.';
+    end if;
+    -- Held until commit: whoever deletes one of these chunks waits here, then deletes what this
+    -- transaction stored. A job with another token is somebody else's by now, a parked one has
+    -- none.
+    perform
+    from rag.jobs as j
+    where
+        j.job_id = any(complete_jobs.job_ids) and j.lease_token = complete_jobs.lease_token
+    order by j.job_id
+    for update;
+
+    update rag.jobs as j
+    set
+        failed_at = clock_timestamp(),
+        lease_token = null,
+        error = case
+            when g.embedding is null then 'the model gave no vector'
+            when vector_dims(g.embedding) <> m.dimensions then format(
+                'the model gave %s dimensions, %s has %s',
+                vector_dims(g.embedding), m.name, m.dimensions
+            )
+            else 'the model gave a zero vector, which has no direction'
+        end
+    from unnest(complete_jobs.job_ids, complete_jobs.embeddings) as g (job_id, embedding),
+        rag.models as m
+    where
+        j.job_id = g.job_id
+        and j.lease_token = complete_jobs.lease_token
+        and m.model_id = j.model_id
+        and (
+            g.embedding is null
+            or vector_dims(g.embedding) <> m.dimensions
+            or vector_norm(g.embedding) = 0
+        );
+
+    for v_place in
+        select distinct t.partition_id, j.model_id
+        from rag.jobs as j
+        join rag.tenants as t on t.tenant_id = j.tenant_id
+        where
+            j.job_id = any(complete_jobs.job_ids) and j.lease_token = complete_jobs.lease_token
+    loop
+        insert into rag.embeddings (
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+        )
+        select
+            c.partition_id, c.tenant_id, c.chunk_id, v_place.model_id, c.collection_id,
+            -- Normalised first: half precision ends at 65,504, and one such number would be an
+            -- error for the whole batch. The cosine stays what it was.
+            l2_normalize(g.embedding)::halfvec
+        from unnest(complete_jobs.job_ids, complete_jobs.embeddings) as g (job_id, embedding)
+        join rag.jobs as j
+            on j.job_id = g.job_id
+            and j.lease_token = complete_jobs.lease_token
+            and j.model_id = v_place.model_id
+        join rag.chunks as c
+            on c.partition_id = v_place.partition_id
+            and c.tenant_id = j.tenant_id
+            and c.chunk_id = j.chunk_id
+            and c.content_hash = j.content_hash
+        on conflict (tenant_id, chunk_id, model_id, partition_id)
+        do update set embedding = excluded.embedding;
+        get diagnostics v_rows = row_count;
+        v_stored := v_stored + v_rows;
+    end loop;
+
+    with
+    done as (
+        delete from rag.jobs as j
+        where
+            j.job_id = any(complete_jobs.job_ids) and j.lease_token = complete_jobs.lease_token
+        returning j.tenant_id, j.model_id
+    )
+    insert into rag.completions (tenant_id, model_id, chunks)
+    select d.tenant_id, d.model_id, count(*)
+    from done as d
+    group by d.tenant_id, d.model_id;
+    -- Only what no other worker is deleting just now, else all would wait for one.
+    delete from rag.completions as c
+    using (
+        select o.tenant_id, o.completion_id
+        from rag.completions as o
+        where o.completed_at < now() - interval '1 hour'
+        for update skip locked
+    ) as old
+    where c.tenant_id = old.tenant_id and c.completion_id = old.completion_id;
+    return v_stored;
+end
+$$;
+
+comment on function rag.complete_jobs(uuid, bigint[], vector[]) is
+    'Store embeddings and finish their jobs; returns how many. Jobs whose lease went to another '
+    'are left alone; a zero vector or wrong dimensions fail the job for good.';
+
+create or replace function rag._hold_jobs(lease_token uuid)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    perform
+    from rag.jobs as j
+    where j.lease_token = _hold_jobs.lease_token
+    order by j.job_id
+    for update;
+end
+$$;
+
+comment on function rag._hold_jobs(uuid) is
+    'Lock what is left of a claim, in the order of all who lock jobs: a worker''s heartbeat and '
+    'its completion would otherwise wait for each other.';
+
+create or replace function rag.fail_jobs(
+    lease_token uuid, job_ids bigint[], error text, permanent boolean default false
+)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_rows int;
+begin
+    perform rag._hold_jobs(fail_jobs.lease_token);
+    -- 2, 4, 8 … seconds, at most 10 minutes, and up to half as much again by chance, so that
+    -- jobs that failed together do not come back together. The fifth attempt is the last.
+    update rag.jobs as j
+    set
+        error = coalesce(nullif(left(fail_jobs.error, 2000), ''), 'unknown error'),
+        lease_token = null,
+        failed_at = case
+            when fail_jobs.permanent or j.attempts >= 5 then clock_timestamp()
+        end,
+        due_at = clock_timestamp()
+        + least(600, power(2, j.attempts)) * (1 + random() / 2) * interval '1 second'
+    where
+        j.job_id = any(fail_jobs.job_ids)
+        and j.lease_token = fail_jobs.lease_token;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+
+comment on function rag.fail_jobs(uuid, bigint[], text, boolean) is
+    'Put jobs back with their error, to be tried again later; park them if permanent or after '
+    'the fifth attempt. Returns how many were still held.';
+
+create or replace function rag.release_jobs(lease_token uuid)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_rows int;
+begin
+    perform rag._hold_jobs(release_jobs.lease_token);
+    update rag.jobs as j
+    set
+        lease_token = null,
+        worker = null,
+        attempts = greatest(0, j.attempts - 1),
+        due_at = clock_timestamp()
+    where j.lease_token = release_jobs.lease_token;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+
+comment on function rag.release_jobs(uuid) is
+    'Give back what is left of a claim at once, the attempt not counted; returns how many.';
+
+create or replace function rag.extend_lease(
+    lease_token uuid, lease interval default '2 minutes'
+)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_rows int;
+begin
+    perform rag._check_lease(extend_lease.lease);
+    perform rag._hold_jobs(extend_lease.lease_token);
+    update rag.jobs as j
+    set due_at = clock_timestamp() + extend_lease.lease
+    where j.lease_token = extend_lease.lease_token;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+
+comment on function rag.extend_lease(uuid, interval) is
+    'Heartbeat: hold a claim for longer; returns how many jobs it still holds.';
+
+create or replace function rag.next_due()
+    returns timestamptz
+    language sql
+    stable
+    parallel safe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select min(j.due_at) from rag.jobs as j where j.failed_at is null
+$$;
+
+comment on function rag.next_due() is 'When the next job can be claimed; null if there is none.';
+
+create or replace function rag.retry_failed(tenant text default null)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := case
+        when retry_failed.tenant is not null then rag._tenant_id(retry_failed.tenant)
+    end;
+    v_rows int;
+begin
+    update rag.jobs as j
+    set failed_at = null, error = null, attempts = 0, due_at = clock_timestamp()
+    from (
+        select o.job_id
+        from rag.jobs as o
+        where o.failed_at is not null and (v_tenant is null or o.tenant_id = v_tenant)
+        order by o.job_id
+        for update
+    ) as parked
+    where j.job_id = parked.job_id;
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 then
+        perform rag._ring();
+    end if;
+    return v_rows;
+end
+$$;
+
+comment on function rag.retry_failed(text) is
+    'Queue parked jobs again, of one tenant or of all; returns how many.';
+
+create or replace function rag.failures()
+    returns table (
+        tenant text,
+        model text,
+        document_id bigint,
+        uri text,
+        chunk_id bigint,
+        ordinal int,
+        error text,
+        attempts int,
+        failed_at timestamptz
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_overseen int[] := rag._overseen_tenants();
+    v_tenant int;
+    v_partition int;
+begin
+    for v_tenant, v_partition in
+        select t.tenant_id, t.partition_id
+        from rag.tenants as t
+        where
+            t.tenant_id = any(v_overseen)
+            and exists (
+                select from rag.jobs as j
+                where j.tenant_id = t.tenant_id and j.failed_at is not null
+            )
+        order by t.name
+    loop
+        return query
+        select
+            t.name, m.name, c.document_id, d.uri, j.chunk_id, c.ordinal, j.error,
+            j.attempts::int, j.failed_at
+        from rag.jobs as j
+        join rag.tenants as t on t.tenant_id = j.tenant_id
+        join rag.models as m on m.model_id = j.model_id
+        join rag.chunks as c
+            on c.partition_id = v_partition
+            and c.tenant_id = v_tenant
+            and c.chunk_id = j.chunk_id
+        join rag.documents as d on d.tenant_id = v_tenant and d.document_id = c.document_id
+        where j.tenant_id = v_tenant and j.failed_at is not null
+        order by j.failed_at;
+    end loop;
+end
+$$;
+
+comment on function rag.failures() is
+    'Parked jobs with their errors: the caller''s tenant''s, or all for administrators.';

@@ -1,0 +1,330 @@
+-- What is going on: progress of the embeddings, status of everything.
+
+create or replace function rag._overseen_tenants()
+    returns int[]
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if pg_has_role(rag._role(), 'rag_admin', 'member')
+        or pg_has_role(rag._role(), 'rag_worker', 'member')
+    then
+        return array(select t.tenant_id from rag.tenants as t);
+    end if;
+    return array(select c.tenant_id from rag._context() as c);
+end
+$$;
+
+comment on function rag._overseen_tenants() is
+    'The tenants whose work the caller may watch: all for rag_admin and rag_worker, else his own.';
+
+create or replace function rag.progress()
+    returns table (
+        tenant text,
+        model text,
+        embedded bigint,
+        waiting bigint,
+        leased bigint,
+        failed bigint,
+        oldest_waiting interval,
+        chunks_per_second real,
+        time_left interval
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_tenants int[] := rag._overseen_tenants();
+    -- Their partitions, so that a single tenant's progress opens and locks one of them.
+    v_partitions int[] := array(
+        select distinct t.partition_id from rag.tenants as t where t.tenant_id = any(v_tenants)
+    );
+begin
+    return query
+    with
+    queue as (
+        select
+            j.tenant_id,
+            j.model_id,
+            count(*) filter (where j.failed_at is null and j.lease_token is null) as waiting,
+            count(*) filter (where j.failed_at is null and j.lease_token is not null) as leased,
+            count(*) filter (where j.failed_at is not null) as failed,
+            min(j.created_at) filter (where j.failed_at is null) as oldest
+        from rag.jobs as j
+        where j.tenant_id = any(v_tenants)
+        group by j.tenant_id, j.model_id
+    ),
+    stored as (
+        select e.tenant_id, e.model_id, count(*) as chunks
+        from rag.embeddings as e
+        where e.partition_id = any(v_partitions) and e.tenant_id = any(v_tenants)
+        group by e.tenant_id, e.model_id
+    ),
+    pace as (
+        -- Of the last five minutes in which anything was finished: a rate that is neither that
+        -- of one lucky batch nor that of yesterday.
+        select
+            c.tenant_id,
+            c.model_id,
+            (sum(c.chunks) / greatest(
+                1, extract(epoch from clock_timestamp() - min(c.completed_at))
+            ))::real as per_second
+        from rag.completions as c
+        where
+            c.tenant_id = any(v_tenants)
+            and c.completed_at > clock_timestamp() - interval '5 minutes'
+        group by c.tenant_id, c.model_id
+    )
+    select
+        t.name,
+        m.name,
+        coalesce(s.chunks, 0),
+        coalesce(q.waiting, 0),
+        coalesce(q.leased, 0),
+        coalesce(q.failed, 0),
+        clock_timestamp() - q.oldest,
+        coalesce(p.per_second, 0),
+        case
+            when coalesce(q.waiting + q.leased, 0) = 0 then interval '0'
+            when p.per_second > 0
+                then make_interval(secs => round((q.waiting + q.leased) / p.per_second))
+        end
+    from rag.tenants as t
+    cross join rag.models as m
+    left join queue as q on q.tenant_id = t.tenant_id and q.model_id = m.model_id
+    left join stored as s on s.tenant_id = t.tenant_id and s.model_id = m.model_id
+    left join pace as p on p.tenant_id = t.tenant_id and p.model_id = m.model_id
+    where
+        t.tenant_id = any(v_tenants)
+        and (q.tenant_id is not null or s.tenant_id is not null)
+    order by t.name, m.name;
+end
+$$;
+
+comment on function rag.progress() is
+    'Embeddings stored and outstanding by tenant and model, with rate and time left (null: not '
+    'known yet); for administrators and workers of all tenants, otherwise of the caller''s.';
+
+create or replace function rag.wait_for(
+    document_id bigint, timeout interval default '1 minute'
+)
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int;
+    v_partition int;
+    v_is_own boolean;
+    v_waiting bigint;
+    v_failed bigint;
+    v_until timestamptz := clock_timestamp() + coalesce(wait_for.timeout, interval '0');
+begin
+    select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
+    loop
+        -- Also when it is deleted meanwhile: nothing to wait for is not the same as all is there.
+        -- now() is when this transaction began. The row's xmin would not do, which in a
+        -- subtransaction is another one.
+        select d.updated_at = now() and pg_current_xact_id_if_assigned() is not null
+        into v_is_own
+        from rag.documents as d
+        where d.tenant_id = v_tenant and d.document_id = wait_for.document_id;
+        if not found then
+            raise exception 'document % does not exist', wait_for.document_id using
+                errcode = 'no_data_found',
+                detail = format('Tenant %L has no document of that id.', rag.current_tenant()),
+                hint = 'rag.put returns the id of a document.';
+        end if;
+        if v_is_own then
+            raise exception 'document % is not committed', wait_for.document_id using
+                errcode = 'object_not_in_prerequisite_state',
+                detail = 'It was put in this very transaction, so no worker can see it.',
+                hint = 'Commit, then wait.';
+        end if;
+        select
+            count(*) filter (where j.failed_at is null),
+            count(*) filter (where j.failed_at is not null)
+        into v_waiting, v_failed
+        from rag.chunks as c
+        join rag.jobs as j on j.tenant_id = v_tenant and j.chunk_id = c.chunk_id
+        join rag.models as m on m.model_id = j.model_id and m.is_active
+        where
+            c.partition_id = v_partition
+            and c.tenant_id = v_tenant
+            and c.document_id = wait_for.document_id;
+        if v_waiting = 0 or v_failed > 0 then
+            return v_failed = 0;
+        end if;
+        exit when clock_timestamp() >= v_until;
+        perform pg_sleep(least(
+            0.05, greatest(0, extract(epoch from v_until - clock_timestamp()))
+        ));
+    end loop;
+    return false;
+end
+$$;
+
+comment on function rag.wait_for(bigint, interval) is
+    'Wait until every chunk of a document has the active model''s embedding: true then, false '
+    'after the timeout or at once when one has failed for good.';
+
+create or replace function rag._pgvector_warning(version text)
+    returns text
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select case
+        when v.numbers < array[0, 8, 2] then
+            'pgvector below 0.8.2: a parallel HNSW build may leak data of other relations or '
+            'crash the server (CVE-2026-3172); below 0.8.4: vacuum of HNSW may corrupt the '
+            'index. Upgrade, then reindex every HNSW index.'
+        when v.numbers < array[0, 8, 4] then
+            'pgvector below 0.8.4: vacuum of HNSW during inserts may corrupt the index. '
+            'Upgrade, then reindex every HNSW index.'
+    end
+    from (
+        -- Not every provider's version is three numbers and nothing else.
+        select array(select m[1]::int from regexp_matches(version, '\d+', 'g') as m) as numbers
+    ) as v
+$$;
+
+comment on function rag._pgvector_warning(text) is
+    'The known faults of that version of pgvector that touch us, or null.';
+
+create or replace function rag.status()
+    returns table (item text, value text, warning text)
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_vector text := (select e.extversion from pg_extension as e where e.extname = 'vector');
+    v_due interval;
+    v_failed bigint;
+begin
+    select
+        clock_timestamp() - min(j.due_at) filter (where j.failed_at is null),
+        count(*) filter (where j.failed_at is not null)
+    into v_due, v_failed
+    from rag.jobs as j;
+
+    return query
+    select 'schema', max(g.name), null::text from rag.migrations as g;
+    return query
+    select
+        'postgres', current_setting('server_version'),
+        case
+            when s.version between 160000 and 160014
+                or s.version between 170000 and 170010
+                or s.version between 180000 and 180004
+                then 'below 16.15, 17.11 or 18.5: this minor release has known security holes '
+                '(CVE-2026-14678). Upgrade when your provider offers it.'
+        end
+    from (select current_setting('server_version_num')::int as version) as s;
+    return query
+    select 'pgvector', v_vector, rag._pgvector_warning(v_vector);
+    -- On our functions' search path: what is there may match a call better than pg_catalog does,
+    -- and runs with the owner's rights. Before PostgreSQL 15 schema public was open by default.
+    return query
+    select
+        'schema of pgvector', n.nspname::text,
+        case when has_schema_privilege('public', n.oid, 'create') then format(
+            'every role may create functions there and so act as rag_owner: '
+            'revoke create on schema %I from public', n.nspname
+        ) end
+    from pg_extension as e
+    join pg_namespace as n on n.oid = e.extnamespace
+    where e.extname = 'vector';
+    return query
+    select 'model', max(m.name) filter (where m.is_active),
+        case when not coalesce(bool_or(m.is_active), false)
+            then 'no model is active: only the lexical leg can serve'
+        end
+    from rag.models as m;
+    return query
+    select
+        'word vectors',
+        coalesce(max(w.words) filter (where w.is_current), 0) || ' words'
+        || coalesce(
+            ', ' || floor(100 * max(w.progress) filter (where not w.is_current))
+            || ' % of the next ones learned',
+            ''
+        ),
+        case
+            when bool_or(w.due_at < clock_timestamp()) filter (where not w.is_current)
+                then 'nobody is learning them any more: is an embedder running?'
+            when not coalesce(bool_or(w.is_current), false)
+                then 'none yet: a search without embedding has the lexical leg alone, but for '
+                'queries in the cache'
+        end
+    from rag.models as m
+    left join rag.word_vector_sets as w on w.model_id = m.model_id
+    where m.is_active;
+    return query
+    select 'cached queries', count(*)::text, null from rag.query_embeddings;
+    -- The table is not logged, so a standby has it not.
+    if not pg_is_in_recovery() then
+        return query
+        select
+            'queries waiting', count(*)::text,
+            case
+                when min(q.created_at) < clock_timestamp() - interval '1 minute'
+                    then 'the oldest waits for more than a minute: is an embedder running?'
+            end
+        from rag.queries as q;
+    end if;
+    return query
+    select 'tenants', count(*)::text, null from rag.tenants;
+    return query
+    select 'partitions', count(*)::text, null from rag.partitions;
+    return query
+    select 'documents', count(*)::text, null from rag.documents;
+    return query
+    select 'chunks', count(*)::text, null from rag.chunks;
+    return query
+    select 'embeddings', count(*)::text, null from rag.embeddings;
+    return query
+    select
+        'jobs waiting', count(*)::text,
+        case
+            -- A worker polls every second: what is due for a minute is due to nobody.
+            when v_due > interval '1 minute'
+                then format('the oldest is due for %s: is an embedder running?',
+                    date_trunc('second', v_due))
+        end
+    from rag.jobs as j
+    where j.failed_at is null;
+    return query
+    select
+        'jobs failed', v_failed::text,
+        case when v_failed > 0
+            then 'see rag.failures(); rag.retry_failed() tries them again'
+        end;
+    return query
+    select
+        'last completion', max(c.completed_at)::text, null
+    from rag.completions as c;
+end
+$$;
+
+comment on function rag.status() is
+    'Health of everything, a line each; warning is null where all is well.';

@@ -1,0 +1,74 @@
+-- Every right, in one place and last. What is not named here is for the owner alone.
+
+revoke all on all tables in schema rag from public;
+revoke all on all functions in schema rag from public;
+revoke all on all tables in schema rag from rag_admin, rag_app, rag_worker;
+revoke all on all functions in schema rag from rag_admin, rag_app, rag_worker;
+
+grant usage on schema rag to rag_admin, rag_app, rag_worker;
+
+-- rag_app: search, put and delete as a tenant; direct SQL reads the tenant's own rows.
+grant select on
+rag.tenants, rag.collections, rag.documents, rag.chunks, rag.embeddings, rag.models,
+rag.eval_sets, rag.eval_queries, rag.judgements, rag.eval_runs, rag.eval_results
+to rag_app;
+grant execute on function
+rag._policy_tenant(),
+rag._context(),
+rag._candidates(
+    text, int, text, jsonb, vector, text, real, real, text
+),
+rag.set_tenant(text, boolean),
+rag.current_tenant(),
+rag.create_collection(text, text, int, int, text),
+rag.chunk(text, text, int, int),
+rag.put(text, text, text, jsonb, text, text, int, int, text),
+rag.put_many(jsonb, text, text, int, int, text),
+rag.delete(text, text),
+rag.search(text, int, text, jsonb, vector, text, real, real, text),
+rag.prepare_query(text),
+rag.wait_for(bigint, interval),
+rag.add_judgements(text, jsonb, text),
+rag.drop_eval_set(text),
+rag.evaluate(text, int, text, real, text, boolean, text),
+rag.compare_runs(int, int),
+rag.progress(),
+rag.failures()
+to rag_app;
+
+-- rag_admin: tenants and health; it reads no document.
+grant select on rag.partitions, rag.models, rag.migrations to rag_admin;
+grant execute on function
+rag.create_tenant(text),
+rag.drop_tenant(text),
+rag.grant_tenant(text, text),
+rag.revoke_tenant(text, text),
+rag.grant_all_tenants(text),
+rag.revoke_all_tenants(text),
+rag.set_query_cache(text, int, interval),
+rag.progress(),
+rag.status(),
+rag.failures(),
+rag.retry_failed(text)
+to rag_admin;
+
+-- rag_worker: the queue, and no table but the models, which are nobody's data.
+grant select on rag.models to rag_worker;
+grant execute on function
+rag.claim_jobs(text, int, interval),
+rag.complete_jobs(uuid, bigint[], vector[]),
+rag.fail_jobs(uuid, bigint[], text, boolean),
+rag.release_jobs(uuid),
+rag.extend_lease(uuid, interval),
+rag.next_due(),
+rag.claim_queries(text, text, int, interval),
+rag.complete_queries(uuid, uuid[], vector[]),
+rag.begin_word_vectors(text, text, text, interval),
+rag.extend_word_vectors(int, real, interval),
+rag.put_word_vectors(int, text[], vector[]),
+rag.activate_word_vectors(int),
+rag.worker_idle(),
+rag.worker_awake(),
+rag.progress(),
+rag.failures()
+to rag_worker;

@@ -1,0 +1,90 @@
+"""The embedding model, the real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+
+from embedder import models
+from embedder.config import Settings
+from embedder.errors import ModelError
+from embedder.models import EmbeddingModel, SentenceTransformerModel
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SETTINGS = Settings.from_environment({"DATABASE_URL": "postgresql://nobody@nowhere/nothing"})
+TEXTS = [
+    "Refunds are paid within 14 days.",
+    "",
+    "El dinero se devuelve en 14 días. 😀",
+    "word " * 2000,
+    "\x01\ufffd\u202e مرحبا",
+    "x" * 100_000,
+]
+
+
+@pytest.fixture(scope="module")
+def embedding_model() -> EmbeddingModel:
+    return models.load(SETTINGS)
+
+
+def test_what_it_says_of_itself(embedding_model: EmbeddingModel) -> None:
+    assert embedding_model.name == "all-MiniLM-L6-v2"
+    assert embedding_model.dimensions == 384
+    assert embedding_model.max_tokens == 256
+    assert embedding_model.batch_size > 1
+
+
+def test_documents_are_embedded_as_the_library_does(
+    embedding_model: EmbeddingModel, model: SentenceTransformer
+) -> None:
+    vectors = embedding_model.encode_documents(TEXTS)
+    assert vectors.shape == (len(TEXTS), 384)
+    assert vectors.dtype == np.float32
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+    bare = cast("Any", model).encode(TEXTS, normalize_embeddings=True)
+    assert np.sum(vectors * bare, axis=1).min() > 0.9999
+
+
+def test_a_query_is_embedded_like_a_document(embedding_model: EmbeddingModel) -> None:
+    vector = embedding_model.encode_query(TEXTS[0])
+    assert vector.shape == (384,)
+    assert float(vector @ embedding_model.encode_documents(TEXTS[:1])[0]) > 0.9999
+
+
+def test_no_documents(embedding_model: EmbeddingModel) -> None:
+    assert embedding_model.encode_documents([]).shape == (0, 384)
+    assert embedding_model.count_tokens([]) == []
+
+
+def test_tokens_are_counted_before_the_cut(embedding_model: EmbeddingModel) -> None:
+    # [CLS] and [SEP] count, too.
+    assert embedding_model.count_tokens(["", "money", "word " * 2000]) == [2, 3, 2002]
+
+
+def test_threads_follow_the_settings() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        SentenceTransformerModel.load(SETTINGS.model, device="cpu", threads=1, offline=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("no-such/model", "cpu"), ("all-MiniLM-L6-v2", "cuda:7")]
+)
+def test_what_cannot_be_loaded_is_told_in_one_line(name: str, device: str) -> None:
+    with pytest.raises(ModelError, match=f"^cannot load the model {name} on {device}: ") as error:
+        SentenceTransformerModel.load(name, device=device, threads=1, offline=True)
+    assert "\n" not in str(error.value)
+
+
+def test_the_pinned_revision_is_a_commit() -> None:
+    assert len(models.DEFAULT_REVISION) == 40
+    int(models.DEFAULT_REVISION, 16)

@@ -1,0 +1,65 @@
+"""What README and documentation show is what psql prints."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from db import server as embedded
+
+README = Path(__file__).parents[1] / "README.md"
+PROMPT = re.compile(r"^ragdb[=\-'(]# ")
+
+
+def session() -> tuple[str, str]:
+    """The statements of the README's session, and what it says that they print."""
+    text = README.read_text(encoding="utf-8")
+    block = text.split("```text\n", 1)[1].split("```", 1)[0]
+    lines = block.splitlines()
+    statements = "\n".join(PROMPT.sub("", line) for line in lines if PROMPT.match(line))
+    output = "\n".join(line for line in lines if not PROMPT.match(line))
+    return statements, output
+
+
+def psql(server: embedded.Server, database: str, statements: str) -> str:
+    """What psql prints; nothing may go wrong."""
+    result = subprocess.run(
+        [
+            str(server.binaries / "psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1",
+            database,
+        ],
+        input=statements, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert result.stderr == ""
+    assert result.returncode == 0
+    return result.stdout
+
+
+def test_the_session_prints_what_it_shows(server: embedded.Server, database: str) -> None:
+    statements, expected = session()
+    assert psql(server, database, statements).split("\n") == [*expected.split("\n"), ""]
+
+
+def test_the_session_of_evaluation_works(server: embedded.Server, database: str) -> None:
+    text = (README.parent / "docs" / "evaluation.md").read_text("utf-8")
+    statements = text.split("```sql\n", 1)[1].split("```", 1)[0]
+    put = "select rag.put('Refunds work like this.', 'help/refunds.md') > 0;\n"
+    output = psql(server, database, put + statements)
+    assert output.count("(1 row)") == 4
+    assert output.count("(2 rows)") == 1
+
+
+def test_the_tenant_of_the_readme_works(server: embedded.Server, database: str) -> None:
+    statements = README.read_text("utf-8").split("```sql\n", 1)[1].split("```", 1)[0]
+    try:
+        psql(server, database, statements.replace("acme", "readme"))
+    finally:
+        psql(server, database, "drop role if exists readme_app;")
+
+
+@pytest.mark.parametrize("name", sorted(re.findall(r"\]\(([^)#]+)\)", README.read_text("utf-8"))))
+def test_every_link_leads_somewhere(name: str) -> None:
+    assert (README.parent / name).exists()

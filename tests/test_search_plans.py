@@ -1,0 +1,399 @@
+"""What search, put and the queue touch: indexes, partitions and locks, seen from inside.
+
+The embedded server has no auto_explain, and to explain a copy of a statement would prove little.
+Instead the calls run as they are, as a login role with rag_app, and the server's own counters tell
+which tables and indexes they scanned, pg_locks which they hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, LiteralString, Self
+
+import psycopg
+import pytest
+
+from tests.conftest import as_user, drop_role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Databases, RoleFactory
+
+# 100 documents of 3 passages: each has a common word, and words that few others have.
+PUT = """
+select from rag.put_many((
+    select jsonb_agg(jsonb_build_object('uri', %(uri)s || d, 'content', t.content))
+    from generate_series(1, 100) as d
+    cross join lateral (
+        select string_agg(
+            format('A common word, then word%%s and word%%s.', d, d * 7 + n),
+            E'\n\n'
+        ) as content
+        from generate_series(1, 3) as n
+    ) as t
+), chunk_size => 50, chunk_overlap => 0)
+"""
+
+# What an embedder does, with vectors of no meaning.
+EMBED = """
+select rag.complete_jobs(
+    (array_agg(c.lease_token))[1],
+    array_agg(c.job_id),
+    array_agg((
+        select array_agg(sin(c.job_id * n))::real[]::vector
+        from generate_series(1, c.dimensions) as n
+    ))
+)
+from rag.claim_jobs('test', 10000) as c
+"""
+
+# 20,000 passages of a neighbour in the same partition, made without the work of putting them.
+NEIGHBOUR = """
+with documents as (
+    insert into rag.documents (
+        tenant_id, collection_id, uri, content, content_hash, language, chunking
+    )
+    select n.tenant_id, n.collection_id, 'uri ' || i, 'text ' || i, rag._hash('text ' || i),
+        'english', '{}'
+    from rag.collections as n
+    join rag.tenants as t on t.tenant_id = n.tenant_id and t.name = %(tenant)s
+    cross join generate_series(1, 5000) as i
+    returning tenant_id, document_id, collection_id
+),
+chunks as (
+    insert into rag.chunks (
+        partition_id, tenant_id, document_id, collection_id, ordinal, start_offset, end_offset,
+        content, content_hash
+    )
+    select t.partition_id, d.tenant_id, d.document_id, d.collection_id, i, 0, 1, x.content,
+        rag._hash(x.content)
+    from documents as d
+    join rag.tenants as t on t.tenant_id = d.tenant_id
+    cross join generate_series(1, 4) as i
+    cross join lateral (select format('passage %%s of %%s', i, d.document_id) as content) as x
+    returning partition_id, tenant_id, chunk_id, collection_id
+),
+lexemes as (
+    insert into rag.lexemes (
+        partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights
+    )
+    select c.partition_id, c.tenant_id, c.chunk_id, c.collection_id, 4,
+        array_to_tsvector(array['common', 'word' || c.chunk_id %% 20000]), '{1:1}/1000000000'
+    from chunks as c
+),
+statistics as (
+    insert into rag.lexeme_statistics (
+        tenant_id, lexeme, chunks, max_weight, sum_weight, sum_square
+    )
+    select t.tenant_id, 'word' || i, 2, 1, 2, 2
+    from rag.tenants as t
+    cross join generate_series(1, 20000) as i
+    where t.name = %(tenant)s
+)
+insert into rag.embeddings (
+    partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+)
+select c.partition_id, c.tenant_id, c.chunk_id, m.model_id, c.collection_id,
+    array_fill(1 + c.chunk_id %% 7, array[m.dimensions])::real[]::halfvec
+from chunks as c
+cross join rag.models as m
+"""
+
+SEARCHES: dict[str, LiteralString] = {
+    "lexical": "select * from rag.search('word7 or word21', mode => 'lexical')",
+    "semantic": """
+        select * from rag.search(
+            '', mode => 'semantic', embedding => array_fill(1, array[384])::vector
+        )
+    """,
+    "hybrid": """
+        select * from rag.search(
+            'word7 or word21', 50, embedding => array_fill(1, array[384])::vector
+        )
+    """,
+}
+
+WRITES: dict[str, LiteralString] = {
+    "put": "select rag.put('A text about something new.', 'new', 'Title', '{\"a\": 1}')",
+    "put again": "select rag.put('Once more the common word7.', 'last')",
+    "put another title": "select rag.put('Once more the common word7.', 'last', 'Title')",
+    "put other metadata": """
+        select rag.put('Once more the common word7.', 'last', metadata => '{"a": 1}')
+    """,
+    "put another text": "select rag.put('A common word.', 'last')",
+    "delete": "select rag.delete('last')",
+}
+
+OTHERS: dict[str, LiteralString] = {
+    "wait_for": "select rag.wait_for(document_id, '0') from rag.documents where uri = 'last'",
+    "progress": "select * from rag.progress()",
+    "failures": "select * from rag.failures()",
+}
+
+CLAIM: LiteralString = (
+    "create temporary table claimed on commit drop as select * from rag.claim_jobs('test')"
+)
+COMPLETE: LiteralString = """
+select rag.complete_jobs(
+    c.lease_token, array_agg(c.job_id), array_agg(array_fill(1, array[384])::vector)
+)
+from claimed as c
+group by c.lease_token
+"""
+
+# Tables that do not grow with the documents may be read as a whole.
+SMALL = {
+    "tenants",
+    "tenant_grants",
+    "collections",
+    "collection_languages",
+    "lexical_statistics",
+    # Some hundred rows a tenant, then they are folded.
+    "lexeme_deltas",
+    "models",
+    "partitions",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tenants of 1,500, 20,000 and 1 passages in one partition."""
+
+    url: str
+    app: str
+    partition: int
+
+
+@pytest.fixture(scope="module")
+def corpus(databases: Databases, template: str) -> Iterator[Corpus]:
+    url = databases.create(template)
+    with psycopg.connect(url, autocommit=True) as admin:
+        # Shared partitions are filled in turn, so 33 tenants are three in one of the sixteen.
+        for n in range(33):
+            admin.execute("select rag.create_tenant(%s)", [f"tenant {n}"])
+        admin.execute("create role test_plans login in role rag_app")
+        admin.execute("select rag.grant_all_tenants('test_plans')")
+        for tenant, batches in (("tenant 0", 5), ("tenant 32", 0)):
+            admin.execute("select rag.set_tenant(%s)", [tenant])
+            for n in range(batches):
+                admin.execute(PUT, {"uri": f"uri {n} "})
+            admin.execute("select rag.put('Once more the common word7.', 'last')")
+        admin.execute(EMBED)
+        admin.execute(NEIGHBOUR, {"tenant": "tenant 16"})
+        admin.execute("vacuum analyze")
+        row = admin.execute(
+            "select array_agg(distinct t.partition_id), count(*) from rag.tenants as t"
+            " where t.name in ('tenant 0', 'tenant 16', 'tenant 32')"
+        ).fetchone()
+        assert row is not None
+        assert row[1] == 3
+        (partition,) = row[0]
+        yield Corpus(url, as_user(url, "test_plans"), partition)
+        drop_role(admin, "test_plans")
+    databases.close(url)
+
+
+class Session:
+    """A connection that tells what its statements touch; what they change is undone."""
+
+    def __init__(self, url: str, tenant: str) -> None:
+        self.connection = psycopg.connect(url, autocommit=True)
+        self.connection.execute("select rag.set_tenant(%s)", [tenant])
+
+    def scans(self, *statements: LiteralString) -> tuple[set[str], set[str]]:
+        """The tables that the last statement read as a whole and the indexes that it used."""
+        with self.connection.transaction(force_rollback=True):
+            for statement in statements[:-1]:
+                self.connection.execute(statement)
+            before = self._scans()
+            self.connection.execute(statements[-1])
+            touched = self._scans() - before
+        tables = {name for (kind, name) in touched if kind == "r"}
+        return tables, {name for (kind, name) in touched if kind == "i"}
+
+    def _scans(self) -> Counter[tuple[str, str]]:
+        rows = self.connection.execute(
+            "select c.relkind::text, c.relname::text, pg_stat_get_xact_numscans(c.oid)"
+            " from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
+            " where n.nspname in ('rag', 'rag_data') and c.relkind in ('r', 'i')"
+        )
+        return Counter({(kind, name): count for kind, name, count in rows})
+
+    def jobs_read(self, *statements: LiteralString) -> int:
+        """How many rows and index entries of the queue the last statement has read."""
+        count: LiteralString = (
+            "select pg_stat_get_xact_tuples_returned('rag.jobs'::regclass)"
+            " + sum(pg_stat_get_xact_tuples_returned(i.indexrelid))::bigint"
+            " from pg_index as i where i.indrelid = 'rag.jobs'::regclass"
+        )
+        # The dead rows of the call before count too.
+        self.connection.execute("vacuum rag.jobs")
+        with self.connection.transaction(force_rollback=True):
+            for statement in statements[:-1]:
+                self.connection.execute(statement)
+            before = self.connection.execute(count).fetchone()
+            self.connection.execute(statements[-1])
+            after = self.connection.execute(count).fetchone()
+        assert before is not None
+        assert after is not None
+        return after[0] - before[0]
+
+    def locks(self, *statements: LiteralString) -> set[tuple[str, str]]:
+        """The locks on relations of ours that statements leave until their transaction ends."""
+        with self.connection.transaction(force_rollback=True):
+            for statement in statements:
+                self.connection.execute(statement)
+            rows = self.connection.execute(
+                "select c.relname::text, l.mode from pg_locks as l"
+                " join pg_class as c on c.oid = l.relation"
+                " join pg_namespace as n on n.oid = c.relnamespace"
+                " where l.pid = pg_backend_pid() and n.nspname in ('rag', 'rag_data')"
+            ).fetchall()
+        return {(name, mode) for name, mode in rows}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+
+def partitions_of(names: set[str]) -> set[int]:
+    """The numbers of the partitions that tables and indexes belong to."""
+    return {int(found[1]) for name in names if (found := re.search(r"_p(\d+)(_|$)", name))}
+
+
+@pytest.mark.parametrize("mode", SEARCHES)
+@pytest.mark.parametrize("tenant", ["tenant 0", "tenant 32"], ids=["big", "small"])
+def test_a_search_reads_by_index_in_its_own_partition(
+    corpus: Corpus, mode: str, tenant: str
+) -> None:
+    with Session(corpus.app, tenant) as app:
+        tables, indexes = app.scans(SEARCHES[mode])
+    own = corpus.partition
+    assert partitions_of(tables | indexes) <= {own}
+    assert tables <= SMALL
+    if mode != "lexical":
+        assert f"embeddings_m1_p{own}_pkey" in indexes, "only the tenant's vectors are read"
+    if tenant == "tenant 0":
+        if mode != "semantic":
+            assert f"lexemes_p{own}_lexemes_idx" in indexes, "words are found by GIN"
+        assert f"chunks_p{own}_pkey" in indexes, "passages are found by their ids"
+        assert "documents_pkey" in indexes
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_a_write_reads_by_index_in_its_own_partition(corpus: Corpus, call: str) -> None:
+    with Session(corpus.app, "tenant 0") as app:
+        tables, indexes = app.scans(WRITES[call])
+    assert partitions_of(tables | indexes) <= {corpus.partition}
+    # No job waits here, so that table is small too.
+    assert tables <= SMALL | {"jobs"}
+
+
+# A job for every passage that there is.
+JOBS: LiteralString = """
+insert into rag.jobs (tenant_id, chunk_id, model_id, partition_id, content_hash)
+select c.tenant_id, c.chunk_id, m.model_id, c.partition_id, c.content_hash
+from rag.chunks as c
+cross join rag.models as m
+where c.tenant_id = (select t.tenant_id from rag.tenants as t where t.name = 'tenant 16')
+"""
+
+
+def test_a_claim_reads_what_it_takes_and_not_what_waits(corpus: Corpus) -> None:
+    with Session(corpus.url, "tenant 0") as worker:
+        for analyze in ("analyze rag.tenants", "analyze rag.jobs"):
+            assert worker.jobs_read(JOBS, analyze, CLAIM) < 300, analyze
+            assert worker.jobs_read(JOBS, analyze, CLAIM, COMPLETE) < 1000, analyze
+
+
+def test_the_queue_stays_in_the_partition_of_its_jobs(corpus: Corpus) -> None:
+    with Session(corpus.url, "tenant 0") as worker:
+        protocol: list[list[LiteralString]] = [[CLAIM], [CLAIM, COMPLETE]]
+        for calls in protocol:
+            tables, indexes = worker.scans(JOBS, "analyze rag.jobs", *calls)
+            assert partitions_of(tables | indexes) == {corpus.partition}
+            assert tables <= SMALL | {"completions"}
+
+
+def test_twenty_searches_of_one_session_are_planned_alike(corpus: Corpus) -> None:
+    """PL/pgSQL and psycopg both think of generic plans from the sixth call on."""
+    with Session(corpus.app, "tenant 0") as app:
+        locks = [app.locks(SEARCHES["hybrid"]) for _ in range(20)]
+        scans = [app.scans(SEARCHES["hybrid"]) for _ in range(20)]
+    # The first call of a session reads the catalog, and locks what it reads about.
+    assert all(lock == locks[1] for lock in locks[1:])
+    assert all(scan == scans[0] for scan in scans)
+
+
+@pytest.mark.parametrize("mode", SEARCHES)
+def test_a_search_runs_in_a_transaction_that_is_read_only(corpus: Corpus, mode: str) -> None:
+    with Session(corpus.app, "tenant 0") as app:
+        app.connection.read_only = True
+        with app.connection.transaction():
+            assert app.connection.execute(SEARCHES[mode]).fetchone() is not None
+        app.connection.read_only = False
+        with app.connection.transaction():
+            app.connection.execute(SEARCHES[mode])
+            row = app.connection.execute("select pg_current_xact_id_if_assigned()").fetchone()
+            assert row == (None,), "it writes nothing where it could"
+
+
+def test_a_search_leaves_no_setting_behind(corpus: Corpus) -> None:
+    settings: LiteralString = "select name, setting, source from pg_settings order by name"
+    with Session(corpus.app, "tenant 0") as app, app.connection.transaction():
+        app.connection.execute("select '[1]'::vector")
+        before = app.connection.execute(settings).fetchall()
+        app.connection.execute(SEARCHES["hybrid"])
+        assert app.connection.execute(settings).fetchall() == before
+
+
+def test_functions_that_read_partitions_plan_for_the_partition_they_read(
+    connection: psycopg.Connection[tuple[Any, ...]],
+) -> None:
+    """With a cached generic plan every partition is locked: 1,781 locks for one put were seen.
+
+    A function in language sql has no custom plans before PostgreSQL 18, whatever its settings say.
+    """
+    rows = connection.execute(
+        "select p.oid::regprocedure::text, l.lanname, coalesce(p.proconfig, '{}')"
+        " from pg_proc as p join pg_language as l on l.oid = p.prolang"
+        " where p.pronamespace = 'rag'::regnamespace"
+        " and p.prosrc ~ '\\m(from|join|update|into)\\s+rag[.](chunks|lexemes|embeddings)\\M'"
+        # It counts all there is, of all tenants.
+        " and p.proname <> 'status'"
+    ).fetchall()
+    assert len(rows) > 10
+    wrong = [
+        name
+        for name, language, settings in rows
+        if "plan_cache_mode=force_custom_plan" not in settings or language != "plpgsql"
+    ]
+    assert wrong == []
+
+
+def test_locks_do_not_grow_with_the_partitions(database: str, role: RoleFactory) -> None:
+    app_url = role("default").url
+    calls: dict[str, LiteralString] = {**SEARCHES, **WRITES, **OTHERS}
+
+    def held() -> dict[str, set[tuple[str, str]]]:
+        with Session(app_url, "default") as app, Session(database, "default") as admin:
+            locks = {name: app.locks(statement) for name, statement in calls.items()}
+            locks["claim"] = admin.locks(CLAIM)
+            locks["complete"] = admin.locks(CLAIM, COMPLETE)
+        return locks
+
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("select rag.put('Once more the common word7.', 'last')")
+        few = held()
+        admin.execute("select rag._create_partition('shared') from generate_series(1, 200)")
+        many = held()
+    assert few == many
+    # Bounds for what is known to be there, so that more is noticed: all tables and all their
+    # indexes count, and each once again for each kind of lock.
+    assert all(len(few[name]) <= 55 for name in [*SEARCHES, *OTHERS, "claim", "complete"])
+    assert all(len(few[name]) <= 100 for name in WRITES)
