@@ -161,6 +161,54 @@ comment on function rag._score_chunks(
     int, int, tsquery, sparsevec, int, jsonpath, int
 ) is 'The best of the tenant''s chunks that match, by the inner product of stored weights.';
 
+create or replace function rag._without_stop_words(query text, languages text[])
+    returns text
+    language plpgsql
+    stable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_query text := left(_without_stop_words.query, 10000);
+    v_stops text[];
+begin
+    -- "how" says nothing of an English question, but to a Spanish stemmer it is a word like any
+    -- other, and a rare one: the only page of a Spanish collection with English in it came first.
+    if cardinality(_without_stop_words.languages) < 2 then
+        return v_query;
+    end if;
+    v_stops := array(
+        select distinct w.word
+        from regexp_matches(v_query, '[[:alpha:]]+', 'g') as m (words)
+        cross join lateral (select m.words[1] as word) as w
+        cross join unnest(_without_stop_words.languages) as l (language)
+        where to_tsvector(l.language::regconfig, w.word) = ''
+    );
+    if v_stops = '{}' then
+        return v_query;
+    end if;
+    -- Not in phrases, which are asked for as they are.
+    return (
+        select string_agg(
+            case
+                when p.n % 2 = 0 then '"' || p.part || '"'
+                else regexp_replace(
+                    p.part,
+                    '(?<![-\w''.@/])(' || array_to_string(v_stops, '|') || ')(?![-\w''.@/])',
+                    ' ', 'g'
+                )
+            end,
+            '' order by p.n
+        )
+        from string_to_table(v_query, '"') with ordinality as p (part, n)
+    );
+end
+$$;
+
+comment on function rag._without_stop_words(text, text[]) is
+    'The query without words that are stop words in any of several languages.';
+
 create or replace function rag._query_terms(
     tenant_id int,
     collection_id int,
@@ -188,12 +236,14 @@ as $$
 declare
     v_total record;
     v_parsed record;
+    v_languages text[];
     v_language text;
+    v_query text;
     v_lexemes text[] := '{}';
     v_frequencies double precision[] := '{}';
 begin
     -- Each text is indexed in its own language, so the words are looked for in all of them.
-    for v_language in
+    v_languages := array(
         select distinct l.language
         from rag.collection_languages as l
         where
@@ -206,8 +256,10 @@ begin
                 from rag.documents as d
                 where d.tenant_id = l.tenant_id and d.collection_id = l.collection_id
             )
-    loop
-        v_parsed := rag._parse_query(_query_terms.query, v_language);
+    );
+    v_query := rag._without_stop_words(_query_terms.query, v_languages);
+    foreach v_language in array v_languages loop
+        v_parsed := rag._parse_query(v_query, v_language);
         v_lexemes := v_lexemes || v_parsed.terms;
         v_frequencies := v_frequencies || v_parsed.frequencies;
         must := coalesce(must || v_parsed.must, must, v_parsed.must);

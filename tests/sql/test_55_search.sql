@@ -3,7 +3,7 @@
 -- tests/test_search_plans.py.
 
 begin;
-select plan(152);
+select plan(156);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -539,6 +539,20 @@ from (
     ('filter => ''[]''', '22023', null),
     ('filter => ''{"a": {"$like": 1}}''', '22023', null)
 ) as w (parameters, state, message);
+
+-- Stop words of one language are words in another -----------------------------------------------
+
+select is(
+    btrim(rag._without_stop_words(w.query, w.languages)), w.words, w.sentence
+)
+from (
+    values
+    ('how do refunds work', '{english}'::text[], 'how do refunds work', 'one knows its own'),
+    ('refunds how do', '{english,spanish}', 'refunds', 'of several each leaves out its own'),
+    ('la "the end" e-mail -the', '{english,spanish}', '"the end" e-mail -the',
+        'phrases, hyphens and exclusions stay'),
+    ('the', '{english,spanish}', '', 'nothing may be left')
+) as w (query, languages, words, sentence);
 
 select finish();
 rollback;
