@@ -22,6 +22,7 @@ select rag._secure_table('rag.eval_runs', 'tenant_id');
 select rag._secure_table('rag.eval_results', 'tenant_id');
 select rag._secure_table('rag.query_embeddings', 'tenant_id');
 select rag._secure_table('rag.queries', 'tenant_id');
+select rag._secure_table('rag.moves', 'tenant_id');
 
 -- Grants of roles that were dropped are nobody's here; a dump would carry the bare number into a
 -- cluster where it may be somebody's.

@@ -284,10 +284,12 @@ class _Run:
         self.shared = False
         applied = self._migrate()
         self._functions(schema)
+        # Before the grants, which write the row of every function, also of one that is in no file.
         dropped = self._drop_removed()
         self._validate()
-        if (self.root / "bootstrap.sql").exists():
-            self._file(self.root / "bootstrap.sql")
+        for name in ("grants.sql", "bootstrap.sql"):
+            if (self.root / name).exists():
+                self._file(self.root / name)
         self.step = "committing"
         return Applied(applied, warnings, tuple(name for name, _ in self.functions), dropped)
 

@@ -428,6 +428,15 @@ begin
                 cardinality(complete_jobs.job_ids), v_rows),
             hint = 'Give one embedding for each job, in the same order.';
     end if;
+    -- The tenants first: one that moves to another partition meanwhile would leave his vectors
+    -- behind. rag.drop_tenant takes both locks in this order, too.
+    perform
+    from rag.tenants as t
+    where t.tenant_id in (
+        select j.tenant_id from rag.jobs as j where j.job_id = any(complete_jobs.job_ids)
+    )
+    order by t.tenant_id
+    for key share;
     -- Held until commit: whoever deletes one of these chunks waits here, then deletes what this
     -- transaction stored. A job with another token is somebody else's by now, a parked one has
     -- none.

@@ -120,6 +120,7 @@ declare
     -- A fused list is only as good as its legs are deep: a chunk that is 60th in both beats one
     -- that is 10th in one.
     v_depth int := greatest(100, 2 * _candidates.k);
+    v_within bigint[];
     v_has_lexical boolean := _candidates.mode <> 'semantic';
     v_has_semantic boolean;
     v_chunks bigint[];
@@ -141,9 +142,10 @@ begin
         from rag._query_embedding(
             v_tenant, v_model, _candidates.query, _candidates.embedding
         ) as e;
-        -- What a phrase demands and a minus forbids holds for both legs.
-        v_must := (rag._query_terms(v_tenant, v_collection, _candidates.query)).must;
     end if;
+    -- What a phrase demands and a minus forbids holds for both legs.
+    v_must := (rag._query_terms(v_tenant, v_collection, _candidates.query)).must;
+    v_within := rag._within(v_tenant, v_partition, v_collection, v_filter, v_must, v_depth);
     v_has_semantic := v_kind <> 'none';
     if _candidates.mode = 'semantic' and not v_has_semantic then
         raise exception 'mode semantic needs the embedding of the query' using
@@ -160,7 +162,8 @@ begin
         into v_chunks, v_scores, v_standards
         from rag._lexical_leg(
             v_tenant, v_partition, _candidates.query, v_collection, v_filter,
-            case when v_has_lexical then v_depth else rag._feedback_depth() end
+            case when v_has_lexical then v_depth else rag._feedback_depth() end,
+            v_within
         ) as l;
     end if;
     if v_kind = 'words' then
@@ -191,7 +194,7 @@ begin
             row_number() over (order by s.similarity desc, s.chunk_id) as place
         from rag._semantic_leg(
             v_tenant, v_partition, v_model.model_id, v_vector, v_collection, v_filter, v_must,
-            v_depth
+            v_depth, v_within
         ) as s
         where v_has_semantic
     ),
@@ -289,42 +292,50 @@ as $$
 declare
     v_tenant int;
     v_partition int;
+    v_now int;
 begin
     select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
-    return query
-    select
-        row_number() over (
-            order by h.score desc, h.similarity desc nulls last, h.chunk_id
-        )::int,
-        h.score,
-        c.document_id,
-        h.chunk_id,
-        d.uri,
-        d.title,
-        c.content,
-        c.metadata,
-        h.lexical_rank,
-        h.lexical_score,
-        h.semantic_rank,
-        h.similarity,
-        h.query_embedding,
-        n.name,
-        c.heading_path,
-        c.ordinal,
-        c.start_offset,
-        c.end_offset
-    from rag._candidates(
-        search.query, search.k, search.collection, search.filter, search.embedding,
-        search.mode, search.lexical_weight, search.min_score, search.fusion
-    ) as h
-    join rag.chunks as c
-        on c.partition_id = v_partition
-        and c.tenant_id = v_tenant
-        and c.chunk_id = h.chunk_id
-    join rag.documents as d on d.tenant_id = v_tenant and d.document_id = c.document_id
-    join rag.collections as n
-        on n.tenant_id = v_tenant and n.collection_id = c.collection_id
-    order by h.score desc, h.similarity desc nulls last, h.chunk_id;
+    loop
+        return query
+        select
+            row_number() over (
+                order by h.score desc, h.similarity desc nulls last, h.chunk_id
+            )::int,
+            h.score,
+            c.document_id,
+            h.chunk_id,
+            d.uri,
+            d.title,
+            c.content,
+            c.metadata,
+            h.lexical_rank,
+            h.lexical_score,
+            h.semantic_rank,
+            h.similarity,
+            h.query_embedding,
+            n.name,
+            c.heading_path,
+            c.ordinal,
+            c.start_offset,
+            c.end_offset
+        from rag._candidates(
+            search.query, search.k, search.collection, search.filter, search.embedding,
+            search.mode, search.lexical_weight, search.min_score, search.fusion
+        ) as h
+        join rag.chunks as c
+            on c.partition_id = v_partition
+            and c.tenant_id = v_tenant
+            and c.chunk_id = h.chunk_id
+        join rag.documents as d on d.tenant_id = v_tenant and d.document_id = c.document_id
+        join rag.collections as n
+            on n.tenant_id = v_tenant and n.collection_id = c.collection_id
+        order by h.score desc, h.similarity desc nulls last, h.chunk_id;
+        exit when found;
+        -- Nothing, because the tenant moved between the two statements?
+        select c.partition_id into v_now from rag._context() as c;
+        exit when v_now = v_partition;
+        v_partition := v_now;
+    end loop;
     if search.embedding is null and search.mode <> 'lexical' then
         perform rag.prepare_query(search.query);
     end if;

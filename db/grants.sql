@@ -1,9 +1,9 @@
 -- Every right, in one place and last. What is not named here is for the owner alone.
 
 revoke all on all tables in schema rag from public;
-revoke all on all functions in schema rag from public;
+revoke all on all routines in schema rag from public;
 revoke all on all tables in schema rag from rag_admin, rag_app, rag_worker;
-revoke all on all functions in schema rag from rag_admin, rag_app, rag_worker;
+revoke all on all routines in schema rag from rag_admin, rag_app, rag_worker;
 
 grant usage on schema rag to rag_admin, rag_app, rag_worker;
 
@@ -37,7 +37,7 @@ rag.failures()
 to rag_app;
 
 -- rag_admin: tenants and health; it reads no document.
-grant select on rag.partitions, rag.models, rag.migrations to rag_admin;
+grant select on rag.partitions, rag.moves, rag.models, rag.migrations to rag_admin;
 grant execute on function
 rag.create_tenant(text),
 rag.drop_tenant(text),
@@ -49,8 +49,14 @@ rag.set_query_cache(text, int, interval),
 rag.progress(),
 rag.status(),
 rag.failures(),
-rag.retry_failed(text)
+rag.retry_failed(text),
+rag.cancel_move(text),
+rag._begin_move(text),
+rag._move_on(int, int),
+rag._pool(text),
+rag._drop_empty_partitions()
 to rag_admin;
+grant execute on procedure rag.isolate_tenant(text), rag.pool_tenant(text) to rag_admin;
 
 -- rag_worker: the queue, and no table but the models, which are nobody's data.
 grant select on rag.models to rag_worker;

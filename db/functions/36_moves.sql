@@ -1,0 +1,716 @@
+-- Moves of tenants: from a shared partition to one of their own and back, while they are used.
+--
+-- The new tables are filled and indexed before they are partitions, so nobody sees or waits for
+-- them. Then what changed meanwhile is copied again, until little is left; the rest is done in one
+-- transaction that keeps the tenant's writers out: last changes, attach, delete the old rows, and
+-- tell where he is now. A search has one snapshot, so it sees him wholly here or wholly there.
+--
+-- What has changed is told by xmin, the transaction that wrote a row: rag_data.copied_… remembers
+-- it for each row that was copied. No writer has to know of moves.
+
+create or replace function rag._move_tables(tenant_id int, partition_id int)
+    returns table (
+        source regclass,
+        parent regclass,
+        template regclass,
+        child text,
+        copied text,
+        model_id int
+    )
+    language sql
+    stable
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select
+        format('rag_data.chunks_p%s', t.partition_id)::regclass,
+        'rag.chunks'::regclass, 'rag.chunks'::regclass,
+        format('chunks_p%s', _move_tables.partition_id),
+        format('copied_chunks_p%s', _move_tables.partition_id),
+        null::int
+    from rag.tenants as t
+    where t.tenant_id = _move_tables.tenant_id
+    union all
+    select
+        format('rag_data.lexemes_p%s', t.partition_id)::regclass,
+        'rag.lexemes'::regclass, 'rag.lexemes'::regclass,
+        format('lexemes_p%s', _move_tables.partition_id),
+        format('copied_lexemes_p%s', _move_tables.partition_id),
+        null
+    from rag.tenants as t
+    where t.tenant_id = _move_tables.tenant_id
+    union all
+    select
+        format('rag_data.embeddings_m%s_p%s', m.model_id, t.partition_id)::regclass,
+        format('rag_data.embeddings_m%s', m.model_id)::regclass, 'rag.embeddings'::regclass,
+        format('embeddings_m%s_p%s', m.model_id, _move_tables.partition_id),
+        format('copied_embeddings_m%s_p%s', m.model_id, _move_tables.partition_id),
+        m.model_id
+    from rag.tenants as t
+    cross join rag.models as m
+    where t.tenant_id = _move_tables.tenant_id
+$$;
+
+comment on function rag._move_tables(int, int) is
+    'The tables that a tenant is copied from and to, and where copied rows are remembered.';
+
+create or replace function rag._create_copy(
+    template regclass, child text, copied text, partition_id int, model_id int
+)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- Indexes come later: filling a table that has them takes three times as long.
+    execute format(
+        'create table rag_data.%I (like %s including all excluding indexes)',
+        _create_copy.child, _create_copy.template
+    );
+    perform rag._secure_table(format('rag_data.%I', _create_copy.child)::regclass, 'tenant_id');
+    execute format('alter table rag_data.%I set (toast_tuple_target = 8160)', _create_copy.child);
+    -- With these to prove it, attaching reads no row.
+    execute format('alter table rag_data.%I add constraint is_of_partition check (partition_id = %s)',
+        _create_copy.child, _create_copy.partition_id);
+    if _create_copy.model_id is not null then
+        execute format('alter table rag_data.%I add constraint is_of_model check (model_id = %s)',
+            _create_copy.child, _create_copy.model_id);
+        execute format(
+            'alter table rag_data.%I add constraint embedding_is_of_model '
+            'check (vector_dims(embedding) = %s)',
+            _create_copy.child,
+            (select m.dimensions from rag.models as m where m.model_id = _create_copy.model_id)
+        );
+    end if;
+    -- Emptied by a crash, in which case all rows count as changed.
+    execute format(
+        'create unlogged table rag_data.%I (chunk_id bigint primary key, version xid not null)',
+        _create_copy.copied
+    );
+end
+$$;
+
+comment on function rag._create_copy(regclass, text, text, int, int) is
+    'A table that will be a partition, not attached yet, and one that remembers what was copied.';
+
+create or replace function rag._copied_columns(template regclass)
+    returns text
+    language sql
+    stable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select string_agg(format('%I', a.attname), ', ' order by a.attnum)
+    from pg_attribute as a
+    where
+        a.attrelid = template
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.attname <> 'partition_id'
+$$;
+
+comment on function rag._copied_columns(regclass) is
+    'The columns of a table as a list for a statement, but for the partition.';
+
+create or replace function rag._copy_rows(
+    source regclass,
+    template regclass,
+    child text,
+    copied text,
+    tenant_id int,
+    partition_id int,
+    which text,
+    chunks bigint[],
+    most int
+)
+    returns bigint
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_columns text := rag._copied_columns(_copy_rows.template);
+    v_rows bigint;
+begin
+    execute format(
+        'with source as materialized ('
+        'select s.*, s.xmin as version from %1$s as s where s.tenant_id = $1 and %2$s '
+        'order by s.chunk_id limit $3), '
+        'copy as (insert into rag_data.%3$I (partition_id, %4$s) '
+        'select $4, %4$s from source order by chunk_id) '
+        'insert into rag_data.%5$I (chunk_id, version) '
+        'select s.chunk_id, s.version from source as s',
+        _copy_rows.source, _copy_rows.which, _copy_rows.child, v_columns, _copy_rows.copied
+    )
+    using _copy_rows.tenant_id, _copy_rows.chunks, _copy_rows.most, _copy_rows.partition_id;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+
+comment on function rag._copy_rows(
+    regclass, regclass, text, text, int, int, text, bigint[], int
+) is 'Copy the tenant''s rows of one table for which a condition holds, in the order of chunks.';
+
+create or replace function rag._copy_next(
+    source regclass,
+    template regclass,
+    child text,
+    copied text,
+    tenant_id int,
+    partition_id int,
+    most int
+)
+    returns bigint
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_last bigint;
+begin
+    execute format('select coalesce(max(c.chunk_id), 0) from rag_data.%I as c', _copy_next.copied)
+    into v_last;
+    return rag._copy_rows(
+        _copy_next.source, _copy_next.template, _copy_next.child, _copy_next.copied,
+        _copy_next.tenant_id, _copy_next.partition_id, 's.chunk_id > ($2)[1]', array[v_last],
+        _copy_next.most
+    );
+end
+$$;
+
+comment on function rag._copy_next(regclass, regclass, text, text, int, int, int) is
+    'Copy so many rows more of one table; returns how many there were.';
+
+create or replace function rag._copy_changes(
+    source regclass,
+    template regclass,
+    child text,
+    copied text,
+    tenant_id int,
+    partition_id int
+)
+    returns bigint
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- A tenant's rows against all that was copied: row by row it would take minutes.
+    set enable_nestloop = off
+as $$
+declare
+    v_changed bigint[];
+begin
+    execute format(
+        'select coalesce(array_agg(coalesce(s.chunk_id, c.chunk_id)), ''{}'') '
+        'from (select x.chunk_id, x.xmin as version from %s as x where x.tenant_id = $1) as s '
+        'full join rag_data.%I as c on c.chunk_id = s.chunk_id '
+        'where s.version is null or c.version is null or s.version <> c.version',
+        _copy_changes.source, _copy_changes.copied
+    )
+    into v_changed
+    using _copy_changes.tenant_id;
+    if v_changed = '{}' then
+        return 0;
+    end if;
+    execute format('delete from rag_data.%I as c where c.tenant_id = $1 and c.chunk_id = any($2)',
+        _copy_changes.child)
+    using _copy_changes.tenant_id, v_changed;
+    execute format('delete from rag_data.%I as c where c.chunk_id = any($1)', _copy_changes.copied)
+    using v_changed;
+    perform rag._copy_rows(
+        _copy_changes.source, _copy_changes.template, _copy_changes.child, _copy_changes.copied,
+        _copy_changes.tenant_id, _copy_changes.partition_id, 's.chunk_id = any($2)', v_changed,
+        null
+    );
+    return cardinality(v_changed);
+end
+$$;
+
+comment on function rag._copy_changes(regclass, regclass, text, text, int, int) is
+    'Copy again what has changed in one table since it was copied, what is gone too; returns how '
+    'many rows that were.';
+
+create or replace function rag._next_index(parent regclass, child regclass, model_id int)
+    returns text
+    language plpgsql
+    stable
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_statement text;
+    v_dimensions int := (
+        select m.dimensions from rag.models as m where m.model_id = _next_index.model_id
+    );
+begin
+    -- Those of the parent, or attaching would build them while everybody waits.
+    select
+        case
+            when p.indisprimary then format(
+                'alter table %s add %s', _next_index.child, pg_get_constraintdef(k.oid)
+            )
+            else regexp_replace(
+                pg_get_indexdef(p.indexrelid), ' INDEX .* USING ',
+                format(' INDEX ON %s USING ', _next_index.child)
+            )
+        end
+    into v_statement
+    from pg_index as p
+    left join pg_constraint as k on k.conindid = p.indexrelid and k.contype = 'p'
+    where
+        p.indrelid = _next_index.parent
+        and not exists (
+            select
+            from pg_index as c
+            where
+                c.indrelid = _next_index.child
+                and substring(pg_get_indexdef(c.indexrelid) from ' USING .*')
+                = substring(pg_get_indexdef(p.indexrelid) from ' USING .*')
+        )
+    order by p.indisprimary desc, p.indexrelid
+    limit 1;
+    if v_statement is null and _next_index.model_id is not null and not exists (
+        select
+        from pg_index as c
+        join pg_class as i on i.oid = c.indexrelid
+        join pg_am as a on a.oid = i.relam and a.amname = 'hnsw'
+        where c.indrelid = _next_index.child
+    ) then
+        -- The size is in the expression: a column of its own type could not be in a partition.
+        v_statement := format(
+            'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
+            _next_index.child, v_dimensions
+        );
+    end if;
+    return v_statement;
+end
+$$;
+
+comment on function rag._next_index(regclass, regclass, int) is
+    'The statement for an index that a partition to be still lacks; null if it has them all.';
+
+create or replace function rag._begin_move(tenant text)
+    returns int
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_tenant int := rag._tenant_id(_begin_move.tenant);
+    v_partition int;
+    v_table record;
+begin
+    if exists (
+        select
+        from rag.tenants as t
+        join rag.partitions as p on p.partition_id = t.partition_id
+        where t.tenant_id = v_tenant and p.kind = 'dedicated'
+    ) then
+        return null;
+    end if;
+    -- Asked first: an insert would wait for a session that is moving the tenant.
+    if exists (select from rag.moves as m where m.tenant_id = v_tenant) then
+        return v_tenant;
+    end if;
+    insert into rag.moves (tenant_id, partition_id)
+    values (v_tenant, nextval(pg_get_serial_sequence('rag.partitions', 'partition_id')))
+    on conflict do nothing
+    returning moves.partition_id into v_partition;
+    if v_partition is not null then
+        for v_table in select m.* from rag._move_tables(v_tenant, v_partition) as m loop
+            perform rag._create_copy(v_table.template, v_table.child, v_table.copied, v_partition,
+                v_table.model_id);
+        end loop;
+    end if;
+    return v_tenant;
+end
+$$;
+
+comment on function rag._begin_move(text) is
+    'Note that a tenant moves to a partition of his own, and make its tables; returns his id, null '
+    'if he has one already. A move that was broken off goes on.';
+
+create or replace function rag._switch_partition(tenant_id int, partition_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- Whoever waits for a lock makes others wait.
+    set lock_timeout = '1s'
+as $$
+declare
+    v_table record;
+begin
+    perform from rag.tenants as t where t.tenant_id = _switch_partition.tenant_id for update;
+    insert into rag.partitions (partition_id, kind) overriding system value
+    values (_switch_partition.partition_id, 'dedicated');
+    for v_table in
+        select m.*
+        from rag._move_tables(_switch_partition.tenant_id, _switch_partition.partition_id) as m
+    loop
+        if to_regclass(format('rag_data.%I', v_table.child)) is null then
+            -- A model that came while the tenant moved.
+            perform rag._create_embedding_child(v_table.model_id, _switch_partition.partition_id);
+            execute format(
+                'insert into rag_data.%1$I (partition_id, %2$s) '
+                'select $1, %2$s from %3$s as s where s.tenant_id = $2',
+                v_table.child, rag._copied_columns(v_table.template), v_table.source
+            )
+            using _switch_partition.partition_id, _switch_partition.tenant_id;
+        elsif to_regclass(format('rag_data.%I', v_table.copied)) is not null then
+            perform rag._copy_changes(
+                v_table.source, v_table.template, v_table.child, v_table.copied,
+                _switch_partition.tenant_id, _switch_partition.partition_id
+            );
+            execute format('alter table %s attach partition rag_data.%I for values in (%s)',
+                v_table.parent, v_table.child, _switch_partition.partition_id);
+            execute format('alter table rag_data.%I drop constraint is_of_partition',
+                v_table.child);
+            if v_table.model_id is not null then
+                execute format('alter table rag_data.%I drop constraint is_of_model',
+                    v_table.child);
+            end if;
+            execute format('drop table rag_data.%I', v_table.copied);
+        end if;
+        execute format('delete from %s as s where s.tenant_id = $1', v_table.source)
+        using _switch_partition.tenant_id;
+    end loop;
+    update rag.tenants as t
+    set
+        partition_id = _switch_partition.partition_id,
+        hnsw_models = array(
+            select m.model_id
+            from rag.models as m
+            join pg_index as x
+                on x.indrelid = to_regclass(format(
+                    'rag_data.embeddings_m%s_p%s', m.model_id, _switch_partition.partition_id
+                ))
+            join pg_class as i on i.oid = x.indexrelid
+            join pg_am as a on a.oid = i.relam and a.amname = 'hnsw'
+            where x.indisvalid
+            order by m.model_id
+        )
+    where t.tenant_id = _switch_partition.tenant_id;
+    delete from rag.moves as m where m.tenant_id = _switch_partition.tenant_id;
+end
+$$;
+
+comment on function rag._switch_partition(int, int) is
+    'The last step of a move: from its commit on the tenant is in his own partition.';
+
+create or replace function rag._move_on(tenant_id int, most int default 10000)
+    returns text
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_move rag.moves;
+    v_table record;
+    v_statement text;
+    v_rows bigint := 0;
+begin
+    begin
+        select m.* into v_move
+        from rag.moves as m
+        where m.tenant_id = _move_on.tenant_id
+        for update nowait;
+    exception
+        when lock_not_available then
+            raise exception 'another session moves this tenant' using
+                errcode = 'object_in_use',
+                detail = format('Tenant %s is locked by it in rag.moves.', _move_on.tenant_id),
+                hint = 'Nothing is lost. If that session ends before the move does, call '
+                'rag.isolate_tenant again: it goes on where it was.';
+    end;
+    if v_move.tenant_id is null then
+        raise exception 'the move was given up' using
+            errcode = 'query_canceled',
+            detail = 'Another session called rag.cancel_move or rag.pool_tenant.',
+            hint = 'The tenant is where he was before.';
+    end if;
+    if v_move.stage = 'copying' then
+        for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
+        loop
+            continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
+            v_rows := rag._copy_next(
+                v_table.source, v_table.template, v_table.child, v_table.copied,
+                v_move.tenant_id, v_move.partition_id, _move_on.most
+            );
+            exit when v_rows > 0;
+        end loop;
+        update rag.moves as m
+        set
+            rows = m.rows + v_rows,
+            stage = case when v_rows > 0 then m.stage else 'indexing' end
+        where m.tenant_id = _move_on.tenant_id;
+        return 'copying';
+    end if;
+    if v_move.stage = 'indexing' then
+        for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
+        loop
+            continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
+            v_statement := rag._next_index(
+                v_table.template, format('rag_data.%I', v_table.child)::regclass, v_table.model_id
+            );
+            if v_statement is not null then
+                execute v_statement;
+                return 'indexing';
+            end if;
+        end loop;
+        for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
+        loop
+            continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
+            -- Before it is used: without statistics the first searches would have bad plans.
+            execute format('analyze rag_data.%I', v_table.child);
+            execute format('analyze rag_data.%I', v_table.copied);
+        end loop;
+        update rag.moves as m set stage = 'catching up' where m.tenant_id = _move_on.tenant_id;
+        return 'indexing';
+    end if;
+    -- Catching up: while writers write, at most five times, then they wait for the rest.
+    for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
+    loop
+        continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
+        v_rows := v_rows + rag._copy_changes(
+            v_table.source, v_table.template, v_table.child, v_table.copied,
+            v_move.tenant_id, v_move.partition_id
+        );
+    end loop;
+    update rag.moves as m
+    set rows = m.rows + v_rows, passes = m.passes + 1
+    where m.tenant_id = _move_on.tenant_id;
+    if v_rows > 500 and v_move.passes < 5 then
+        return 'catching up';
+    end if;
+    begin
+        perform rag._switch_partition(v_move.tenant_id, v_move.partition_id);
+    exception
+        when lock_not_available or deadlock_detected then
+            return 'waiting';
+    end;
+    return 'done';
+end
+$$;
+
+comment on function rag._move_on(int, int) is
+    'The next step of a tenant''s move, to be committed; returns copying, indexing, catching up, '
+    'waiting (for writers), or done.';
+
+-- Procedures, because they commit after each step. They can pin no search path and have no rights
+-- of their own; all that needs either is in the functions above.
+create or replace procedure rag.isolate_tenant(name text)
+    language plpgsql
+    security invoker
+as $$
+declare
+    v_tenant int;
+    v_step text;
+begin
+    v_tenant := rag._begin_move(isolate_tenant.name);
+    commit;
+    if v_tenant is null then
+        return;
+    end if;
+    loop
+        v_step := rag._move_on(v_tenant);
+        commit;
+        exit when v_step operator(pg_catalog.=) 'done';
+        if v_step operator(pg_catalog.=) 'waiting' then
+            perform pg_catalog.pg_sleep(0.2);
+        end if;
+    end loop;
+end
+$$;
+
+comment on procedure rag.isolate_tenant(text) is
+    'Move a tenant to a partition of his own with an HNSW index, while he is searched and written '
+    'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. '
+    'maintenance_work_mem of the session is what the index is built in.';
+
+create or replace function rag._drop_copies(tenant_id int, partition_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_table record;
+begin
+    for v_table in
+        select t.child, t.copied
+        from rag._move_tables(_drop_copies.tenant_id, _drop_copies.partition_id) as t
+    loop
+        execute format('drop table if exists rag_data.%I, rag_data.%I',
+            v_table.child, v_table.copied);
+    end loop;
+end
+$$;
+
+comment on function rag._drop_copies(int, int) is 'Drop the tables of a move that is given up.';
+
+create or replace function rag.cancel_move(name text)
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := rag._tenant_id(cancel_move.name);
+    v_partition int;
+begin
+    delete from rag.moves as m
+    where m.tenant_id = v_tenant
+    returning m.partition_id into v_partition;
+    if v_partition is null then
+        return false;
+    end if;
+    perform rag._drop_copies(v_tenant, v_partition);
+    return true;
+end
+$$;
+
+comment on function rag.cancel_move(text) is
+    'Give up a tenant''s move that is not done, and drop its copies; false if there is none.';
+
+create or replace function rag._pool(name text)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := rag._tenant_id(_pool.name);
+    v_old int;
+    v_new int;
+    v_table record;
+begin
+    select t.partition_id into v_old
+    from rag.tenants as t
+    join rag.partitions as p on p.partition_id = t.partition_id and p.kind = 'dedicated'
+    where t.tenant_id = v_tenant
+    for update of t;
+    if v_old is null then
+        return;
+    end if;
+    select p.partition_id into v_new
+    from rag.partitions as p
+    where p.kind = 'shared'
+    order by (select count(*) from rag.tenants as t where t.partition_id = p.partition_id),
+        p.partition_id
+    limit 1;
+    for v_table in select m.* from rag._move_tables(v_tenant, v_new) as m loop
+        execute format(
+            'insert into rag_data.%1$I (partition_id, %2$s) '
+            'select $1, %2$s from %3$s as s where s.tenant_id = $2 order by s.chunk_id',
+            v_table.child, rag._copied_columns(v_table.template), v_table.source
+        )
+        using v_new, v_tenant;
+        execute format('delete from %s as s where s.tenant_id = $1', v_table.source)
+        using v_tenant;
+    end loop;
+    update rag.tenants as t
+    set partition_id = v_new, hnsw_models = '{}'
+    where t.tenant_id = v_tenant;
+end
+$$;
+
+comment on function rag._pool(text) is
+    'Put a tenant''s rows back into a shared partition; a no-op if he is in one.';
+
+create or replace function rag._drop_empty_partitions()
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    -- Dropping locks the parents against all searches, which queue up behind whoever waits.
+    set lock_timeout = '100ms'
+as $$
+#variable_conflict use_column
+declare
+    v_partition int;
+    v_table text;
+begin
+    for v_partition in
+        select p.partition_id
+        from rag.partitions as p
+        where
+            p.kind = 'dedicated'
+            and not exists (select from rag.tenants as t where t.partition_id = p.partition_id)
+        for update
+    loop
+        for v_table in
+            select c.oid::regclass::text
+            from pg_class as c
+            where
+                c.relnamespace = 'rag_data'::regnamespace
+                and c.relkind = 'r'
+                and c.relname ~ format('^(chunks|lexemes|embeddings_m\d+)_p%s$', v_partition)
+            order by c.relname
+        loop
+            execute format('drop table %s', v_table);
+        end loop;
+        delete from rag.partitions as p where p.partition_id = v_partition;
+    end loop;
+    return true;
+exception
+    when lock_not_available or deadlock_detected then
+        return false;
+end
+$$;
+
+comment on function rag._drop_empty_partitions() is
+    'Drop the partitions of their own that tenants have left; false if somebody uses one just now.';
+
+create or replace procedure rag.pool_tenant(name text)
+    language plpgsql
+    security invoker
+as $$
+declare
+begin
+    perform rag.cancel_move(pool_tenant.name);
+    perform rag._pool(pool_tenant.name);
+    commit;
+    -- Searches that began before still read the old tables. What somebody uses for more than 10 s
+    -- goes with the next tenant.
+    for n in 1 .. 50 loop
+        exit when rag._drop_empty_partitions();
+        commit;
+        perform pg_catalog.pg_sleep(0.2);
+    end loop;
+end
+$$;
+
+comment on procedure rag.pool_tenant(text) is
+    'Move a tenant from a partition of his own back to a shared one. His writers wait meanwhile, '
+    'his searches do not.';

@@ -1,0 +1,216 @@
+"""Latency of each kind of search by one client, beside what Postgres does without ragdb.
+
+    python -m loadtests.search_latency --size 1000000 [--questions 200] [--recall 50]
+
+Real questions, one after the other; each kind in turns for the same question, so that a busy
+machine is busy for all of them. Ratios are to ts_rank_cd over an OR of the same lexemes through
+the same GIN index. Recall@10 of the semantic leg is against comparing all vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
+
+import numpy as np
+import psycopg
+from pgvector import Vector
+from psycopg.types.json import Jsonb
+from rich.console import Console
+from rich.table import Table
+
+from embedder.database import register_vector
+from loadtests import bench_data
+from loadtests.corpus import Corpus, Question
+
+FILTERS: dict[str, dict[str, int] | None] = {
+    "": None,
+    ", filter of 10 %": {"tenth": 3},
+    ", filter of 1 %": {"hundredth": 3},
+    ", filter of 0.1 %": {"thousandth": 3},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the benchmark's tenant is, and what his vectors are like."""
+
+    tenant: int
+    partition: int
+    model: int
+    dimensions: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of search: its name and its statement with %(query)s, %(lexemes)s, %(vector)s."""
+
+    name: str
+    statement: str
+    parameters: dict[str, Any]
+
+
+def kinds(place: Place) -> list[Kind]:
+    """All that is measured, the baseline first."""
+    lexemes = f"rag_data.lexemes_p{place.partition}"
+    vectors = f"rag_data.embeddings_m{place.model}_p{place.partition}"
+    size = place.dimensions
+    found = [
+        Kind(
+            "ts_rank_cd, k = 10",
+            f"select chunk_id from {lexemes} where lexemes @@ %(lexemes)s::tsquery "
+            "order by ts_rank_cd(lexemes, %(lexemes)s::tsquery) desc limit 10",
+            {},
+        ),
+        Kind(
+            "bare HNSW, limit 100",
+            f"select chunk_id from {vectors} order by embedding::halfvec({size}) "
+            f"<=> %(vector)s::halfvec({size}) limit 100",
+            {},
+        ),
+    ]
+    for k in (10, 50):
+        found.append(Kind(f"lexical, k = {k}", SEARCH, {"k": k, "mode": "lexical"}))
+    found.append(Kind("semantic, k = 10", SEARCH_VECTOR, {"k": 10, "mode": "semantic"}))
+    for name, condition in FILTERS.items():
+        parameters = {"k": 10, "mode": "hybrid", "filter": condition and Jsonb(condition)}
+        found.append(Kind(f"hybrid, k = 10{name}", SEARCH_VECTOR, parameters))
+    found.append(Kind("hybrid, text only", SEARCH, {"k": 10, "mode": "hybrid"}))
+    return found
+
+
+SEARCH: LiteralString = (
+    "select chunk_id, content from rag.search(%(query)s, %(k)s, filter => %(filter)s, "
+    "mode => %(mode)s)"
+)
+SEARCH_VECTOR: LiteralString = (
+    "select chunk_id, content from rag.search(%(query)s, %(k)s, filter => %(filter)s, "
+    "embedding => %(vector)s, mode => %(mode)s)"
+)
+
+
+def connect(url: str) -> psycopg.Connection[Any]:
+    """A connection as the benchmark's tenant that can send vectors."""
+    connection = bench_data.connect(url)
+    register_vector(connection)
+    return connection
+
+
+def place(connection: psycopg.Connection[Any]) -> Place:
+    """Where the tenant is."""
+    row = connection.execute(
+        "select t.tenant_id, t.partition_id, m.model_id, m.dimensions from rag.tenants as t "
+        "cross join rag.models as m where t.name = %s and m.is_active",
+        [bench_data.TENANT],
+    ).fetchone()
+    if row is None:
+        raise SystemExit("the benchmark's data is not there: make bench-data")
+    return Place(*row)
+
+
+def measure(
+    connection: psycopg.Connection[Any], found: list[Kind], questions: list[Question]
+) -> dict[str, list[float]]:
+    """Milliseconds by kind, one for each question."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for number, question in enumerate(questions):
+        lexemes = or_query(connection, question.text)
+        if not lexemes:
+            continue
+        # Another one first each time, so that none finds the cache warmed by its predecessor.
+        for kind in found[number % len(found) :] + found[: number % len(found)]:
+            parameters = {
+                "query": question.text,
+                "lexemes": lexemes,
+                "vector": Vector(question.vector),
+                "filter": None,
+                **kind.parameters,
+            }
+            started = time.perf_counter()
+            connection.execute(cast("LiteralString", kind.statement), parameters).fetchall()
+            times[kind.name].append((time.perf_counter() - started) * 1000)
+    return times
+
+
+def or_query(connection: psycopg.Connection[Any], text: str) -> str:
+    """What a recipe for Postgres makes of a question: any of its lexemes."""
+    row = connection.execute(
+        "select string_agg(rag._quote_lexeme(u.lexeme), ' | ') "
+        "from unnest(rag._lexemes('english', %s)) as u",
+        [text],
+    ).fetchone()
+    return row[0] if row and row[0] else ""
+
+
+def recall(
+    connection: psycopg.Connection[Any], where: Place, questions: list[Question]
+) -> dict[str, float]:
+    """Mean recall@10 of mode semantic by filter."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    vectors = f"rag_data.embeddings_m{where.model}_p{where.partition}"
+    chunks = f"rag_data.chunks_p{where.partition}"
+    for question in questions:
+        for name, condition in FILTERS.items():
+            parameters = {
+                "query": "",
+                "k": 10,
+                "mode": "semantic",
+                "vector": Vector(question.vector),
+                "filter": condition and Jsonb(condition),
+            }
+            got = {row[0] for row in connection.execute(SEARCH_VECTOR, parameters)}
+            statement = (
+                # + 0, so that no index is used.
+                f"select e.chunk_id from {vectors} as e join {chunks} as c using (chunk_id) "
+                "where %(filter)s::jsonb is null or c.metadata @> %(filter)s::jsonb "
+                "order by (e.embedding <=> %(vector)s::halfvec) + 0 limit 10"
+            )
+            exact = connection.execute(cast("LiteralString", statement), parameters)
+            wanted = {row[0] for row in exact}
+            hits[name].append(len(got & wanted) / max(1, len(wanted)))
+    return {name: float(np.mean(values)) for name, values in hits.items()}
+
+
+def report(times: dict[str, list[float]], recalls: dict[str, float], title: str) -> None:
+    """Print the table."""
+    table = Table(title=title)
+    for column in ("", "p50 ms", "p95 ms", "p99 ms", "p50 ratio", "p95 ratio", "recall@10"):
+        table.add_column(column, justify="left" if not column else "right")
+    base = np.percentile(next(iter(times.values())), [50, 95, 99])
+    by_kind = {f"hybrid, k = 10{name}": value for name, value in recalls.items() if name}
+    by_kind["semantic, k = 10"] = recalls.get("", float("nan"))
+    for name, values in times.items():
+        p = np.percentile(values, [50, 95, 99])
+        table.add_row(
+            name,
+            *(f"{value:,.1f}" for value in p),
+            f"{base[0] / p[0]:.1f}",
+            f"{base[1] / p[1]:.1f}",
+            f"{by_kind[name]:.3f}" if name in by_kind else "",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", type=int, default=1_000_000)
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--recall", type=int, default=50, help="questions for recall; 0: none")
+    arguments = parser.parse_args()
+    url = bench_data.load(arguments.size)
+    questions = Corpus().questions(arguments.questions)
+    with connect(url) as connection:
+        where = place(connection)
+        # A first turn loads what is cached and plans what is planned once.
+        measure(connection, kinds(where), questions[:20])
+        times = measure(connection, kinds(where), questions)
+        recalls = recall(connection, where, questions[: arguments.recall])
+    report(times, recalls, f"{arguments.size:,} chunks, {len(questions)} questions")
+
+
+if __name__ == "__main__":
+    main()
