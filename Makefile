@@ -75,6 +75,10 @@ test: lint ## Lint, then every test on an embedded server of its own
 test-large: $(ready) ## What takes long: a document of 50 MB
 	@unset DATABASE_URL; RAGDB_TEST_MB=50 $(python) -m pytest tests/test_ingest_sql.py -k large -s $(ARGS)
 
+.PHONY: test-crash
+test-crash: $(ready) ## Kill embedders and the server at 200 random moments (RAGDB_TEST_MOMENTS, RAGDB_TEST_SEED)
+	@unset DATABASE_URL; RAGDB_TEST_MOMENTS=$${RAGDB_TEST_MOMENTS:-200} $(python) -m pytest tests/test_crash_matrix.py -s $(ARGS)
+
 .PHONY: test-sql
 test-sql: $(ready) ## Only the pgTAP tests
 	@$(python) -m tests.pgtap >&2

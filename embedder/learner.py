@@ -67,6 +67,11 @@ class Learner:
         self._told_at = 0.0
         self._look_at = 0.0
 
+    @property
+    def is_learning(self) -> bool:
+        """Is work under way?"""
+        return self._set_id is not None
+
     def prepare(self) -> bool:
         """True if there is a step to do: work is under way, or has just been taken on."""
         if self._set_id is not None:

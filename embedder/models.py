@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -34,6 +35,22 @@ GPU_BATCH: Final = 64
 # Of shorter texts than so many characters a pass carries more, for the same work.
 LONG_TEXT: Final = 800
 MOST_PER_PASS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model as the database describes it: its row in `rag.models`.
+
+    `settings` are for its provider; `model` among them is the name that the provider knows it by.
+    """
+
+    name: str
+    dimensions: int
+    provider: str = "sentence-transformers"
+    revision: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    query_prefix: str = ""
+    document_prefix: str = ""
 
 
 class EmbeddingModel(Protocol):
@@ -125,15 +142,24 @@ class SentenceTransformerModel:
 
     @classmethod
     def load(
-        cls, name: str, *, device: str, threads: int, offline: bool
+        cls,
+        name: str,
+        *,
+        device: str,
+        threads: int,
+        offline: bool,
+        source: str | None = None,
+        revision: str | None = None,
     ) -> SentenceTransformerModel:
-        """Load a model by its name: the default one, an id of the hub, or a folder.
+        """Load a model by its source (default: its name): the default one, a hub's id, a folder.
 
         `threads` compute; `device` is auto, cpu, cuda, cuda:N or mps. Raises ModelError with one
         sentence. Takes seconds: torch is imported here.
         """
-        source, revision = _source(name)
-        is_packaged = source != name and revision is None
+        wanted = source or name
+        source, pinned = _source(wanted)
+        is_packaged = source != wanted and pinned is None
+        revision = revision or pinned
         _prepare_environment(threads, offline=offline or is_packaged)
         torch: Any = importlib.import_module("torch")
         torch.set_num_threads(threads)
@@ -181,13 +207,20 @@ class SentenceTransformerModel:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def load(settings: Settings) -> EmbeddingModel:
-    """The model that the settings name, ready to use. Raises ModelError."""
+def load(settings: Settings, row: ModelRow | None = None) -> EmbeddingModel:
+    """A model ready to use: that of a row of the database, or the one that the settings name.
+
+    Raises ModelError.
+    """
+    if row is not None and row.provider != "sentence-transformers":
+        raise ModelError(f"this embedder has no provider {row.provider}")
     return SentenceTransformerModel.load(
-        settings.model,
+        settings.model if row is None else row.name,
         device=settings.device,
         threads=settings.threads,
         offline=settings.offline,
+        source=None if row is None else row.settings.get("model"),
+        revision=None if row is None else row.revision,
     )
 
 

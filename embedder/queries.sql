@@ -11,17 +11,22 @@ from (values (1)) as one (row)
 left join pg_catalog.pg_extension as e on e.extname = 'vector'
 left join pg_catalog.pg_type as t on t.typnamespace = e.extnamespace and t.typname = 'vector'
 
--- name: model
--- The row of one model.
+-- name: models
+-- The models, the active one first.
 select
     m.name,
     m.dimensions,
-    m.query_prefix
+    m.provider,
+    m.revision,
+    m.settings,
+    m.query_prefix,
+    m.document_prefix
 from rag.models as m
-where m.name = %(name)s
+where m.dropped_at is null
+order by m.is_active desc, m.model_id
 
 -- name: claim_jobs
--- Lease up to a batch of due jobs of one model.
+-- Lease up to a batch of due jobs of one model, of those named or of any.
 select
     c.job_id,
     c.lease_token,
@@ -30,7 +35,7 @@ select
     c.document_prefix,
     c.content,
     c.attempts
-from rag.claim_jobs(%(worker)s, %(batch)s, %(lease)s) as c
+from rag.claim_jobs(%(worker)s, %(batch)s, %(lease)s, %(models)s::text[]) as c
 
 -- name: complete_jobs
 -- Store embeddings and finish their jobs; how many were stored.
@@ -50,7 +55,7 @@ select rag.extend_lease(%(lease_token)s, %(lease)s)
 
 -- name: next_due
 -- Seconds until the next job can be claimed, by the server's clock; null if there is none.
-select extract(epoch from rag.next_due() - clock_timestamp())::float8
+select extract(epoch from rag.next_due(%(models)s::text[]) - clock_timestamp())::float8
 
 -- name: claim_queries
 -- Lease queries that wait for the exact embedding by this model.

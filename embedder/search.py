@@ -42,7 +42,12 @@ _SEARCH: Final = """
     ) as s
     order by s.rank
 """
-_MODEL: Final = "select m.name, m.query_prefix from rag.models as m where m.is_active"
+_MODEL: Final = """
+    select
+        m.name, m.dimensions, m.provider, m.revision, m.settings, m.query_prefix,
+        m.document_prefix
+    from rag.active_model() as m
+"""
 # Which of these words mean the same as a word of the question, in a language of the documents?
 # Also without accents, for who leaves them out; not only so, since stemmers need them.
 _MATCHED: Final = """
@@ -148,14 +153,13 @@ class Asker:
 
     def _embed(self, query: str) -> str | None:
         """The question's embedding as pgvector's text; None when no model is active."""
-        row = self.connection.execute(_MODEL).fetchone()
+        with self.connection.cursor(row_factory=class_row(models.ModelRow)) as cursor:
+            row = cursor.execute(_MODEL).fetchone()
         if row is None:
             return None
-        name, prefix = row
-        if self._model is None or self._model.name != name:
-            settings = dataclasses.replace(Settings.from_environment(), model=name)
-            self._model = models.load(settings)
-        vector = self._model.encode_query(prefix + query)
+        if self._model is None or self._model.name != row.name:
+            self._model = models.load(Settings.from_environment(), row)
+        vector = self._model.encode_query(row.query_prefix + query)
         return "[" + ",".join(repr(float(value)) for value in vector) + "]"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -29,7 +30,8 @@ from embedder.errors import ModelError, StoppedError
 from embedder.learner import Learner
 from embedder.listener import Listener
 from embedder.logs import fields
-from embedder.models import EmbeddingModel
+from embedder.model_set import Load, ModelSet
+from embedder.models import EmbeddingModel, ModelRow
 from embedder.stop import SLICE_SECONDS, Stop
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ GRACE_SECONDS: Final = 5.0
 FLUSH_SECONDS: Final = 2.0
 # Between looks at jobs that are due and were not given: another worker's claim is at work on them.
 CONTENDED_SECONDS: Final = 0.05
+# How often the worker asks which models the database has.
+MODELS_SECONDS: Final = 1.0
 # Queries embedded at once: a second's work, which a new job may have to wait for.
 QUERIES_AT_ONCE: Final = 64
 # Unit vectors in float32 are off by 1e-6; a model that does not normalise is off by far more.
@@ -69,15 +73,6 @@ class Job:
     def text(self) -> str:
         """What the model gets."""
         return self.document_prefix + self.content
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """The model's row in the database."""
-
-    name: str
-    dimensions: int
-    query_prefix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +147,24 @@ class Lease:
 
 
 class Worker:
-    """Works off the queue of one database with one model.
+    """Works off the queue of one database, for all of its models.
 
-    `run` may be called once. With a `stop` of the caller's own a worker can run in a thread.
+    `model` is one that is loaded already; `load` loads the others when jobs for them come. `run`
+    may be called once. With a `stop` of the caller's own a worker can run in a thread.
     """
 
-    def __init__(self, settings: Settings, model: EmbeddingModel, stop: Stop | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: EmbeddingModel | None = None,
+        stop: Stop | None = None,
+        *,
+        load: Load | None = None,
+    ) -> None:
         self.totals = Totals()
         self._settings = settings
-        self._model = model
+        self._models = ModelSet(load or partial(models.load, settings), model)
+        self._models_at = 0.0
         self.stop = stop or Stop()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._lease = timedelta(seconds=settings.lease_seconds)
@@ -171,13 +175,7 @@ class Worker:
         self._computer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._future: Future[Any] = Future()
         self._future.set_result(None)
-        self._learner = Learner(
-            self._session,
-            model,
-            worker=self._name,
-            texts=settings.word_vector_texts,
-            lease_seconds=settings.lease_seconds,
-        )
+        self._learners: dict[str, Learner] = {}
 
     @property
     def is_computing(self) -> bool:
@@ -192,12 +190,12 @@ class Worker:
         """
         try:
             self._session.open()
-            self._check_model()
+            first = self._first_model()
             LOG.info(
                 "ready",
                 extra=fields(
-                    model=self._model.name,
-                    dimensions=self._model.dimensions,
+                    model=first.name,
+                    dimensions=first.dimensions,
                     threads=self._settings.threads,
                     batch=self._settings.batch,
                     database=redacted(self._settings.database_url),
@@ -210,7 +208,8 @@ class Worker:
                 self._learn()
             if jobs:
                 Lease(self._session, jobs[0].lease_token, self._settings.lease_seconds).release()
-            self._learner.give_up()
+            for learner in self._learners.values():
+                learner.give_up()
         except StoppedError:
             LOG.warning("stopped while the database was away, leases run out by themselves")
         finally:
@@ -230,23 +229,38 @@ class Worker:
         )
         return 1 if once and self.totals.failed else 0
 
-    def _check_model(self) -> None:
-        rows = self._session.rows("model", {"name": self._model.name}, ModelRow)
-        if not rows:
-            raise ModelError(
-                f"the database has no model {self._model.name}",
-                hint="set RAGDB_MODEL to a name in rag.models",
-            )
-        self._check_dimensions(rows[0].name, rows[0].dimensions)
-        self._learner.query_prefix = rows[0].query_prefix
+    def _first_model(self) -> EmbeddingModel:
+        """The first model that can be used, the active one if possible. Raises ModelError."""
+        self._look_at_models()
+        problem = ModelError("the database has no model", hint="add one by rag.add_model")
+        for name in self._models.rows:
+            try:
+                return self._use(name)
+            except ModelError as error:
+                problem = error
+        raise problem
 
-    def _check_dimensions(self, name: str, dimensions: int) -> None:
-        if (name, dimensions) != (self._model.name, self._model.dimensions):
-            raise ModelError(
-                f"the database asks for {name} with {dimensions} dimensions and this embedder has "
-                f"{self._model.name} with {self._model.dimensions}",
-                hint="set RAGDB_MODEL to the model of the database",
+    def _look_at_models(self) -> None:
+        if time.monotonic() < self._models_at:
+            return
+        self._models_at = time.monotonic() + MODELS_SECONDS
+        self._models.update(self._session.rows("models", {}, ModelRow))
+        for name in [name for name in self._learners if name not in self._models.rows]:
+            del self._learners[name]
+
+    def _use(self, name: str) -> EmbeddingModel:
+        """A model, whose word vectors are learned from now on. Raises ModelError."""
+        model = self._models.get(name)
+        if name not in self._learners:
+            self._learners[name] = Learner(
+                self._session,
+                model,
+                worker=self._name,
+                texts=self._settings.word_vector_texts,
+                lease_seconds=self._settings.lease_seconds,
             )
+            self._learners[name].query_prefix = self._models.rows[name].query_prefix
+        return model
 
     # Getting work
 
@@ -290,7 +304,9 @@ class Worker:
 
     def _look(self) -> list[Job]:
         """Embed the queries that wait, then claim jobs."""
-        self._answer()
+        self._look_at_models()
+        for model in self._models.loaded:
+            self._answer(model)
         return self._claim()
 
     def _claim(self) -> list[Job]:
@@ -298,11 +314,12 @@ class Worker:
             "worker": self._name,
             "batch": self._settings.batch,
             "lease": self._lease,
+            "models": self._models.usable,
         }
         return self._session.rows("claim_jobs", parameters, Job)
 
     def _seconds_until_due(self) -> float | None:
-        return self._session.value("next_due")
+        return self._session.value("next_due", {"models": self._models.usable})
 
     def _idle_seconds(self) -> float:
         due = self._seconds_until_due()
@@ -320,9 +337,10 @@ class Worker:
         outcomes: list[Outcome] = []
         done = 0
         try:
-            self._check_dimensions(jobs[0].model, jobs[0].dimensions)
-            for batch in batches(jobs, self._model):
-                if self.stop.requested or not self._attend(batch, lease):
+            if (model := self._model(jobs[0].model)) is None:
+                return
+            for batch in batches(jobs, model):
+                if self.stop.requested or not self._attend(model, batch, lease):
                     break
                 outcomes += self._future.result()
                 done += len(batch)
@@ -348,16 +366,27 @@ class Worker:
             ),
         )
 
-    def _attend(self, batch: Sequence[Job], lease: Lease) -> bool:
+    def _model(self, name: str) -> EmbeddingModel | None:
+        """The model of that name; None if it cannot be used, and its jobs are for others."""
+        if name not in self._models.rows:
+            self._models_at = 0.0
+            self._look_at_models()
+        try:
+            return self._use(name)
+        except ModelError:
+            return None
+
+    def _attend(self, model: EmbeddingModel, batch: Sequence[Job], lease: Lease) -> bool:
         """Let the model embed a batch and keep the lease alive meanwhile.
 
         True when it is done; False when the lease was lost, or the model is not ready
         `GRACE_SECONDS` after a stop was requested.
         """
-        self._future = self._computer.submit(embed, self._model, batch)
+        self._future = self._computer.submit(embed, model, batch)
 
         def keep() -> bool:
-            self._learner.keep()
+            for learner in self._learners.values():
+                learner.keep()
             if lease.keep():
                 return True
             LOG.warning("lost a lease, another worker may have its jobs")
@@ -382,16 +411,16 @@ class Worker:
             wait([self._future], timeout=every)
         return True
 
-    def _answer(self) -> None:
+    def _answer(self, model: EmbeddingModel) -> None:
         """Embed the queries that wait, for the cache: few, short, and maybe asked again soon."""
         parameters = {
             "worker": self._name,
-            "model": self._model.name,
+            "model": model.name,
             "batch": QUERIES_AT_ONCE,
             "lease": self._lease,
         }
         while questions := self._session.rows("claim_queries", parameters, Question):
-            self._future = self._computer.submit(answer, self._model, questions)
+            self._future = self._computer.submit(answer, model, questions)
             if not self._await(lambda: True):
                 return
             answers: dict[UUID, NDArray[np.float32]] = self._future.result()
@@ -405,13 +434,17 @@ class Worker:
                 return
 
     def _learn(self) -> bool:
-        """Do a step of learning word vectors; False if there is none to do."""
-        if self.stop.requested or not self._learner.prepare():
+        """Do a step of learning word vectors of some model; False if there is none to do."""
+        if self.stop.requested:
             return False
-        self._future = self._computer.submit(self._learner.compute)
-        if self._await(lambda: True):
-            self._learner.hand_in()
-        return True
+        # One that is at it goes on; prepare() says so without asking the database.
+        for learner in sorted(self._learners.values(), key=lambda each: not each.is_learning):
+            if learner.prepare():
+                self._future = self._computer.submit(learner.compute)
+                if self._await(lambda: True):
+                    learner.hand_in()
+                return True
+        return False
 
     def _hand_in(self, lease: Lease, outcomes: Sequence[Outcome]) -> None:
         """Complete and fail jobs of a claim."""
@@ -534,7 +567,7 @@ def _run(arguments: argparse.Namespace) -> int:
     logs.configure(settings.log)
     stop = Stop()
     stop.install()
-    worker = Worker(settings, models.load(settings), stop)
+    worker = Worker(settings, stop=stop)
     code = worker.run(once=arguments.once)
     if worker.is_computing:
         # The model's thread cannot be interrupted, and an orderly exit would wait for it.

@@ -41,12 +41,21 @@ class SleepyModel(SentenceTransformerModel):
         return super().encode_documents(texts)
 
 
-def start(environment: Mapping[str, str], log: Path, *, sleepy: bool = False) -> BaseProcess:
-    """Start `python -m embedder run` with these variables; its output goes to `log`."""
+def start(
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    sleepy: bool = False,
+    prepare: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start `python -m embedder run` with these variables; its output goes to `log`.
+
+    `prepare` is called in the new process first.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.worker_process"])
     process = context.Process(
-        target=_run, args=({**environment}, log, sleepy), name="embedder", daemon=True
+        target=_run, args=({**environment}, log, sleepy, prepare), name="embedder", daemon=True
     )
     process.start()
     return process
@@ -60,7 +69,9 @@ def until(condition: Callable[[], object], *, seconds: float = 60, why: str = ""
         time.sleep(0.02)
 
 
-def _run(environment: dict[str, str], log: Path, sleepy: bool) -> None:
+def _run(
+    environment: dict[str, str], log: Path, sleepy: bool, prepare: Callable[[], None] | None
+) -> None:
     # Loaded in the forkserver already.
     from tests.worker_process import MODEL
 
@@ -72,5 +83,10 @@ def _run(environment: dict[str, str], log: Path, sleepy: bool) -> None:
     if sleepy:
         model = SleepyModel(MODEL.name, MODEL.library_model)
         worker.GRACE_SECONDS = GRACE_SECONDS  # pyright: ignore[reportConstantRedefinition]
-    models.load = lambda _settings: model
+    load = models.load
+    models.load = lambda settings, row=None: (
+        model if row is None or row.name == model.name else load(settings, row)
+    )
+    if prepare is not None:
+        prepare()
     sys.exit(main(["run"]))

@@ -155,6 +155,8 @@ SMALL = {
     "lexeme_deltas",
     "models",
     "partitions",
+    "rate_limits",
+    "backfills",
 }
 
 
@@ -307,7 +309,8 @@ where c.tenant_id = (select t.tenant_id from rag.tenants as t where t.name = 'te
 def test_a_claim_reads_what_it_takes_and_not_what_waits(corpus: Corpus) -> None:
     with Session(corpus.url, "tenant 0") as worker:
         for analyze in ("analyze rag.tenants", "analyze rag.jobs"):
-            assert worker.jobs_read(JOBS, analyze, CLAIM) < 300, analyze
+            # Each of 64 is looked at six times.
+            assert worker.jobs_read(JOBS, analyze, CLAIM) < 500, analyze
             assert worker.jobs_read(JOBS, analyze, CLAIM, COMPLETE) < 1000, analyze
 
 
@@ -395,5 +398,5 @@ def test_locks_do_not_grow_with_the_partitions(database: str, role: RoleFactory)
     assert few == many
     # Bounds for what is known to be there, so that more is noticed: all tables and all their
     # indexes count, and each once again for each kind of lock.
-    assert all(len(few[name]) <= 55 for name in [*SEARCHES, *OTHERS, "claim", "complete"])
-    assert all(len(few[name]) <= 100 for name in WRITES)
+    assert all(len(few[name]) <= 60 for name in [*SEARCHES, *OTHERS, "claim", "complete"])
+    assert all(len(few[name]) <= 110 for name in WRITES)

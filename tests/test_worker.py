@@ -29,7 +29,7 @@ from db.server import Server
 from embedder import progress
 from embedder.config import Settings
 from embedder.errors import ModelError, NotMigratedError, UnreachableError
-from embedder.models import SentenceTransformerModel
+from embedder.models import EmbeddingModel, ModelRow, SentenceTransformerModel
 from embedder.stop import Stop
 from embedder.worker import Job, Worker, batches
 from tests import processes
@@ -210,19 +210,18 @@ def test_the_rights_of_rag_worker_suffice(
 
 
 def test_the_doorbell_is_not_needed(start: Start, connection: Connection) -> None:
+    # All notifications are lost.
+    connection.execute(
+        "create or replace function rag._ring() returns void language plpgsql as 'begin end'"
+    )
+    connection.execute("listen rag_jobs")
     start()
     until(lambda: listeners(connection))
-    put(connection, TEXTS[:1], "first")
-    until(lambda: waiting(connection) == 0 and listeners(connection))
-    # Queued by hand, so that nothing rings.
-    connection.execute("delete from rag.embeddings")
-    connection.execute(
-        "insert into rag.jobs (tenant_id, chunk_id, model_id, partition_id, content_hash) "
-        "select c.tenant_id, c.chunk_id, m.model_id, c.partition_id, c.content_hash "
-        "from rag.chunks as c cross join rag.models as m"
-    )
-    until(lambda: waiting(connection) == 0)
-    assert embedded(connection) == 1
+    for turn in range(3):
+        put(connection, TEXTS[turn : turn + 1], f"turn-{turn}")
+        until(lambda: waiting(connection) == 0 and listeners(connection))
+    assert embedded(connection) == 3
+    assert not [*connection.notifies(timeout=0)]
 
 
 def test_a_lost_listener_comes_back(start: Start, connection: Connection) -> None:
@@ -621,7 +620,7 @@ def test_a_database_without_ragdb(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("set name = 'other'", "the database has no model all-MiniLM-L6-v2"),
+        ("set name = 'no-such-folder'", "cannot load the model no-such-folder"),
         ("set dimensions = 512", "asks for all-MiniLM-L6-v2 with 512 dimensions"),
     ],
 )
@@ -637,27 +636,49 @@ def test_another_model_than_the_database_s(
         Worker(settings(database), embedding_model).run()
 
 
-def test_a_model_that_changes_while_the_worker_runs(
+def test_a_model_that_cannot_be_used_keeps_no_other_from_its_work(
     database: str, connection: Connection, embedding_model: SentenceTransformerModel
 ) -> None:
-    worker = Worker(settings(database), embedding_model)
-    failed: list[Exception] = []
-
-    def run() -> None:
-        try:
-            worker.run()
-        except ModelError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    until(lambda: listeners(connection))
-    connection.execute("update rag.models set name = 'other'")
     put(connection, TEXTS[:3])
-    thread.join(30)
-    assert "asks for other with 384 dimensions" in str(failed[0])
-    # The jobs went back: nobody has to wait for the lease of a worker that cannot do them.
-    assert value(connection, "select count(*) from rag.jobs where lease_token is null") == 3
+    worker = Worker(settings(database), embedding_model)
+    with running(worker):
+        until(lambda: waiting(connection) == 0)
+        connection.execute("select rag.add_model('no-such-folder', 384)")
+        connection.execute("select rag.add_model('elsewhere', 384, 'another-embedder')")
+        put(connection, TEXTS[3:6], "later")
+        until(lambda: embedded(connection) == 6)
+        until(lambda: listeners(connection))
+    # Their jobs went back: nobody has to wait for the lease of a worker that cannot do them.
+    assert value(connection, "select count(*) from rag.jobs where lease_token is null") == 12
+    assert value(connection, "select max(attempts) from rag.jobs") == 0
+
+
+def test_two_models_side_by_side(
+    database: str, connection: Connection, embedding_model: SentenceTransformerModel
+) -> None:
+    class Short(SentenceTransformerModel):
+        """The first 100 dimensions."""
+
+        def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            vectors = super().encode_documents(texts)[:, :100]
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    put(connection, TEXTS)
+    connection.execute("select rag.add_model('short', 100)")
+    loaded: list[str] = []
+
+    def load(row: ModelRow) -> EmbeddingModel:
+        loaded.append(row.name)
+        short = Short(row.name, embedding_model.library_model)
+        short.dimensions = 100
+        return short
+
+    worker = Worker(settings(database), embedding_model, load=load)
+    assert worker.run(once=True) == 0
+    assert loaded == ["short"]
+    assert connection.execute(
+        "select model, embedded, waiting from rag.progress() order by model"
+    ).fetchall() == [("all-MiniLM-L6-v2", 40, 0), ("short", 40, 0)]
 
 
 def test_waiting_shows_rate_and_time_left(

@@ -423,6 +423,17 @@ create or replace function rag._delete_chunks(tenant_id int, partition_id int, c
 as $$
 #variable_conflict use_column
 begin
+    perform rag._share_models();
+    -- No model's backfill queues a chunk that is locked, and what it has queued the next statement
+    -- sees.
+    perform
+    from rag.chunks as c
+    where
+        c.partition_id = _delete_chunks.partition_id
+        and c.tenant_id = _delete_chunks.tenant_id
+        and c.chunk_id = any(_delete_chunks.chunks)
+    order by c.chunk_id
+    for update;
     -- Jobs first, in a statement of their own: rag.complete_jobs holds the row of a job while it
     -- stores the embedding, so the next statement sees what it stored. Locked in its order, or
     -- the two could wait for each other.

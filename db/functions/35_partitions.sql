@@ -77,26 +77,49 @@ create or replace function rag._create_embedding_child(model_id int, partition_i
     set search_path = pg_catalog, public, pg_temp
 as $$
 declare
-    v_child text := format('embeddings_m%s_p%s', _create_embedding_child.model_id,
-        _create_embedding_child.partition_id);
+    v_parent text := format('embeddings_m%s', _create_embedding_child.model_id);
+    v_child text := format('%s_p%s', v_parent, _create_embedding_child.partition_id);
     v_dimensions int := (
         select m.dimensions from rag.models as m
         where m.model_id = _create_embedding_child.model_id
     );
 begin
+    if to_regclass(format('rag_data.%I', v_child)) is not null then
+        return;
+    end if;
+    -- Whoever comes to need it first makes it, and others wait.
+    execute format('lock table rag_data.%I in share update exclusive mode', v_parent);
+    if to_regclass(format('rag_data.%I', v_child)) is not null then
+        return;
+    end if;
     perform rag._create_child(
-        v_child, format('rag_data.embeddings_m%s', _create_embedding_child.model_id)::regclass,
+        v_child, format('rag_data.%I', v_parent)::regclass,
         _create_embedding_child.partition_id, true, 'rag.embeddings'::regclass
     );
     execute format(
         'alter table rag_data.%I add constraint embedding_is_of_model '
         'check (vector_dims(embedding) = %s)', v_child, v_dimensions
     );
+    -- While it is empty, for a model that comes when the tenant has a partition of his own: adding
+    -- a vector to the index takes a millisecond or two, embedding its text ten times that.
+    if exists (
+        select
+        from rag.partitions as p
+        where p.partition_id = _create_embedding_child.partition_id and p.kind = 'dedicated'
+    ) then
+        execute format(
+            'create index on rag_data.%I using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
+            v_child, v_dimensions
+        );
+        update rag.tenants as t
+        set hnsw_models = t.hnsw_models || _create_embedding_child.model_id
+        where t.partition_id = _create_embedding_child.partition_id;
+    end if;
 end
 $$;
 
 comment on function rag._create_embedding_child(int, int) is
-    'The table of one model''s embeddings in one partition.';
+    'See to it that there is a table of one model''s embeddings in one partition.';
 
 create or replace function rag._create_partition(kind text)
     returns int
@@ -111,13 +134,16 @@ declare
     v_partition int;
     v_model int;
 begin
+    perform rag._share_models();
     insert into rag.partitions (kind) values (_create_partition.kind)
     returning partition_id into v_partition;
     perform rag._create_child(format('chunks_p%s', v_partition), 'rag.chunks', v_partition, true,
         'rag.chunks');
     perform rag._create_child(format('lexemes_p%s', v_partition), 'rag.lexemes', v_partition, true,
         'rag.lexemes');
-    for v_model in select m.model_id from rag.models as m order by m.model_id loop
+    for v_model in
+        select m.model_id from rag.models as m where m.dropped_at is null order by m.model_id
+    loop
         perform rag._create_embedding_child(v_model, v_partition);
     end loop;
     return v_partition;
@@ -148,12 +174,13 @@ declare
     v_model int;
 begin
     insert into rag.models (
-        name, dimensions, provider, revision, query_prefix, document_prefix, is_active
+        name, dimensions, provider, revision, query_prefix, document_prefix, is_active,
+        activated_at
     )
     values (
         _create_model.name, _create_model.dimensions, _create_model.provider,
         _create_model.revision, _create_model.query_prefix, _create_model.document_prefix,
-        _create_model.is_active
+        _create_model.is_active, case when _create_model.is_active then clock_timestamp() end
     )
     returning model_id into v_model;
     execute format(
@@ -165,9 +192,15 @@ begin
         'alter table rag.embeddings attach partition rag_data.embeddings_m%s for values in (%s)',
         v_model, v_model
     );
+    -- As many as one transaction can lock; the others when their first embedding comes
+    -- (rag.complete_jobs).
     perform rag._create_embedding_child(v_model, p.partition_id)
-    from rag.partitions as p
-    order by p.partition_id;
+    from (
+        select o.partition_id
+        from rag.partitions as o
+        order by o.partition_id
+        limit rag._most_tables()
+    ) as p;
     return v_model;
 end
 $$;

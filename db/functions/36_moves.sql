@@ -42,14 +42,14 @@ as $$
     where t.tenant_id = _move_tables.tenant_id
     union all
     select
-        format('rag_data.embeddings_m%s_p%s', m.model_id, t.partition_id)::regclass,
-        format('rag_data.embeddings_m%s', m.model_id)::regclass, 'rag.embeddings'::regclass,
+        to_regclass(format('rag_data.embeddings_m%s_p%s', m.model_id, t.partition_id)),
+        to_regclass(format('rag_data.embeddings_m%s', m.model_id)), 'rag.embeddings'::regclass,
         format('embeddings_m%s_p%s', m.model_id, _move_tables.partition_id),
         format('copied_embeddings_m%s_p%s', m.model_id, _move_tables.partition_id),
         m.model_id
     from rag.tenants as t
     cross join rag.models as m
-    where t.tenant_id = _move_tables.tenant_id
+    where t.tenant_id = _move_tables.tenant_id and m.dropped_at is null
 $$;
 
 comment on function rag._move_tables(int, int) is
@@ -331,6 +331,10 @@ begin
     on conflict do nothing
     returning moves.partition_id into v_partition;
     if v_partition is not null then
+        perform rag._create_embedding_child(m.model_id, t.partition_id)
+        from rag.tenants as t
+        cross join rag.models as m
+        where t.tenant_id = v_tenant and m.dropped_at is null;
         for v_table in select m.* from rag._move_tables(v_tenant, v_partition) as m loop
             perform rag._create_copy(v_table.template, v_table.child, v_table.copied, v_partition,
                 v_table.model_id);
@@ -352,11 +356,16 @@ create or replace function rag._switch_partition(tenant_id int, partition_id int
     security invoker
     set search_path = pg_catalog, public, pg_temp
     -- Whoever waits for a lock makes others wait.
-    set lock_timeout = '1s'
+    set lock_timeout = '500ms'
 as $$
 declare
     v_table record;
 begin
+    perform rag._share_models();
+    perform rag._create_embedding_child(m.model_id, t.partition_id)
+    from rag.tenants as t
+    cross join rag.models as m
+    where t.tenant_id = _switch_partition.tenant_id and m.dropped_at is null;
     perform from rag.tenants as t where t.tenant_id = _switch_partition.tenant_id for update;
     insert into rag.partitions (partition_id, kind) overriding system value
     values (_switch_partition.partition_id, 'dedicated');
@@ -613,6 +622,7 @@ declare
     v_new int;
     v_table record;
 begin
+    perform rag._share_models();
     select t.partition_id into v_old
     from rag.tenants as t
     join rag.partitions as p on p.partition_id = t.partition_id and p.kind = 'dedicated'
@@ -627,7 +637,11 @@ begin
     order by (select count(*) from rag.tenants as t where t.partition_id = p.partition_id),
         p.partition_id
     limit 1;
+    perform rag._create_embedding_child(m.model_id, v_new)
+    from rag.models as m
+    where m.dropped_at is null;
     for v_table in select m.* from rag._move_tables(v_tenant, v_new) as m loop
+        continue when v_table.source is null;
         execute format(
             'insert into rag_data.%1$I (partition_id, %2$s) '
             'select $1, %2$s from %3$s as s where s.tenant_id = $2 order by s.chunk_id',

@@ -20,8 +20,8 @@ begin
             errcode = 'invalid_parameter_value',
             detail = format('It has %s, model %s has %s.', vector_dims(_query_vector.embedding),
                 (_query_vector.model).name, (_query_vector.model).dimensions),
-            hint = 'Embed the query with the model that is active: select name, dimensions '
-            'from rag.models where is_active.';
+            hint = 'Embed the query with the model that is active: '
+            'select * from rag.active_model().';
     end if;
     if vector_norm(_query_vector.embedding) = 0 then
         raise exception 'the embedding is a zero vector' using

@@ -289,7 +289,7 @@ begin
         return false;
     end if;
     select c.tenant_id into v_tenant from rag._context() as c;
-    select m.model_id into v_model from rag.models as m where m.is_active;
+    v_model := (rag._active_model(v_tenant)).model_id;
     perform
     from rag.tenants as t
     where t.tenant_id = v_tenant and t.query_cache_size > 0;
@@ -353,6 +353,7 @@ declare
     v_now timestamptz := clock_timestamp();
     v_token uuid := gen_random_uuid();
     v_model rag.models;
+    v_rows bigint;
 begin
     if claim_queries.batch is null or claim_queries.batch not between 1 and 1000 then
         raise exception 'invalid batch' using
@@ -363,19 +364,19 @@ begin
     perform rag._check_lease(claim_queries.lease);
     select m.* into v_model
     from rag.models as m
-    where m.is_active and m.name = claim_queries.model;
+    where m.name = claim_queries.model and not m.is_paused and m.dropped_at is null;
     if not found then
         return;
     end if;
-    -- Not worth an embedding: those of a model that serves no longer, what a lease ran out over
-    -- twice (it may have killed its workers), what nobody came for in an hour, and what was noted
-    -- while its tenant was dropped or switched the cache off.
+    -- Not worth an embedding: those of a model that serves the tenant no longer, what a lease ran
+    -- out over twice (it may have killed its workers), what nobody came for in an hour, and what
+    -- was noted while its tenant was dropped or switched the cache off.
     delete from rag.queries as q
     using (
         select o.tenant_id, o.query_id
         from rag.queries as o
         where
-            o.model_id <> v_model.model_id
+            o.model_id is distinct from (rag._active_model(o.tenant_id)).model_id
             or o.attempts >= 2 and o.due_at <= v_now
             or o.created_at < v_now - interval '1 hour'
             or not exists (
@@ -417,12 +418,17 @@ begin
     where q.tenant_id = c.tenant_id and q.query_id = c.query_id
     returning
         q.query_id, v_token, v_model.query_prefix, q.query;
+    get diagnostics v_rows = row_count;
+    -- They do not wait for the limits of a provider, the jobs behind them do: 20 tokens each.
+    if v_rows > 0 then
+        perform rag._charge(v_model, v_rows, 20 * v_rows);
+    end if;
 end
 $$;
 
 comment on function rag.claim_queries(text, text, int, interval) is
-    'Lease up to batch queries that wait for their embedding by this model, tenants in turn; none '
-    'if it is not the active one. They are few and may be asked again, so they go before jobs.';
+    'Lease up to batch queries that wait for their embedding by this model, tenants in turn. They '
+    'are few and may be asked again, so they go before jobs.';
 
 create or replace function rag.complete_queries(
     lease_token uuid, query_ids uuid[], embeddings vector[]

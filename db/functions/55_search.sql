@@ -137,7 +137,7 @@ begin
         v_collection := (rag._collection(v_tenant, _candidates.collection)).collection_id;
     end if;
     if _candidates.mode <> 'lexical' then
-        select m.* into v_model from rag.models as m where m.is_active;
+        v_model := rag._active_model(v_tenant);
         select e.kind, e.embedding into v_kind, v_vector
         from rag._query_embedding(
             v_tenant, v_model, _candidates.query, _candidates.embedding

@@ -108,8 +108,12 @@ select set_eq(
         -- queue
         'claim_jobs', 'complete_jobs', 'extend_lease', 'fail_jobs', 'failures', 'next_due',
         'release_jobs', 'retry_failed', 'worker_awake', 'worker_idle',
+        'pause_jobs', 'resume_jobs', 'set_rate_limit',
+        -- models
+        'activate_model', 'active_model', 'add_model', 'drop_model', 'estimate_model',
+        'list_models', 'rollback_model',
         -- search and health
-        '_candidates', 'progress', 'status', 'wait_for',
+        '_candidates', 'document_state', 'progress', 'status', 'wait_for',
         -- evaluation
         'add_judgements', 'compare_runs', 'drop_eval_set', 'evaluate',
         -- query vectors
@@ -290,7 +294,7 @@ select is_empty(
                 'RG001', 'RG002', 'RG003', 'RG004', 'RG005', 'RG006', 'RG007',
                 '22023', 'invalid_parameter_value', '42501', 'insufficient_privilege', 'P0002',
                 'no_data_found', 'duplicate_object', 'undefined_object',
-                'object_not_in_prerequisite_state'
+                'object_not_in_prerequisite_state', 'lock_not_available'
             ])
     $$,
     'every errcode is one of the documented ones'

@@ -2,7 +2,7 @@
 -- tests/test_queue_races.py.
 
 begin;
-select plan(86);
+select plan(87);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -24,7 +24,9 @@ create temporary table claims (
 );
 
 -- Claim under a name; how many jobs that brought.
-create function pg_temp.claim(name text, batch int default 64)
+create function pg_temp.claim(
+    name text, batch int default 64, models text[] default null
+)
     returns int
     language sql
 as $$
@@ -35,7 +37,7 @@ as $$
         coalesce(array_agg(c.job_id), '{}'),
         coalesce(array_agg(c.content order by c.content), '{}'),
         coalesce(array_agg(distinct c.model), '{}')
-    from rag.claim_jobs('worker', claim.batch) as c
+    from rag.claim_jobs('worker', claim.batch, models => claim.models) as c
     returning cardinality(jobs)
 $$;
 
@@ -532,8 +534,17 @@ begin
     delete from rag.jobs;
     perform rag._create_model('wide', 5, 'test', document_prefix => 'passage: ');
     perform rag.put('for two models');
-    perform pg_temp.claim('for the active one');
-    perform pg_temp.claim('for the other one');
+    create temporary table turns (model text);
+    for i in 1..40 loop
+        with claimed as (
+            select c.model, c.lease_token from rag.claim_jobs('worker') as c
+        )
+        insert into turns (model)
+        select c.model from claimed as c;
+        perform rag.release_jobs(j.lease_token) from rag.jobs as j;
+    end loop;
+    perform pg_temp.claim('for the active one', models => '{tiny}');
+    perform pg_temp.claim('for the other one', models => '{wide}');
     perform pg_temp.claim('for nobody');
 end
 $$;
@@ -543,7 +554,11 @@ select results_eq(
     ('{}'::text[], '{}'::text[]),
     ('{tiny}', '{for two models}'),
     ('{wide}', '{for two models}') $$,
-    'a claim is of one model, the active one first'
+    'a claim is of one model'
+);
+select ok(
+    (select count(*) filter (where t.model = 'tiny') > 20 from turns as t),
+    'of the active one in seven turns of eight'
 );
 select is(pg_temp.complete('for the other one', '[1,1,1,1,1]'), 1, 'each has its dimensions');
 select is(pg_temp.complete('for the active one'), 1, 'and its embedding');
