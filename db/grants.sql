@@ -16,16 +16,26 @@ grant execute on function
 rag._policy_tenant(),
 rag._context(),
 rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text
+    text, int, text, jsonb, vector, text, real, real, text, int
+),
+rag._passages(
+    text, int, text, jsonb, vector, text, real, real, text, int, int
 ),
 rag.set_tenant(text, boolean),
 rag.current_tenant(),
-rag.create_collection(text, text, int, int, text),
+rag.create_collection(
+    text, text, int, int, text, real, real, real, real, text[], real, real, text
+),
+rag.alter_collection(
+    text, text, int, int, text, real, real, real, real, text[], real, real, text
+),
+rag.reindex(text, int),
 rag.chunk(text, text, int, int),
 rag.put(text, text, text, jsonb, text, text, int, int, text),
 rag.put_many(jsonb, text, text, int, int, text),
 rag.delete(text, text),
-rag.search(text, int, text, jsonb, vector, text, real, real, text),
+rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int),
+rag.explain(text, int, text, jsonb, vector, text, real, real, text, int, int, bigint),
 rag.prepare_query(text),
 rag.wait_for(bigint, interval),
 rag.document_state(bigint),
@@ -34,7 +44,9 @@ rag.drop_eval_set(text),
 rag.evaluate(text, int, text, real, text, boolean, text),
 rag.compare_runs(int, int),
 rag.active_model(),
+rag.tune(text, text, boolean, boolean, int, int),
 rag.progress(),
+rag.status(),
 rag.failures()
 to rag_app;
 

@@ -14,9 +14,12 @@ README = Path(__file__).parents[1] / "README.md"
 PROMPT = re.compile(r"^ragdb[=\-'(]# ")
 
 
-def session() -> tuple[str, str]:
-    """The statements of the README's session, and what it says that they print."""
-    text = README.read_text(encoding="utf-8")
+SESSIONS = (README, README.parent / "docs" / "search.md")
+
+
+def session(path: Path) -> tuple[str, str]:
+    """The statements of a page's session, and what it says that they print."""
+    text = path.read_text(encoding="utf-8")
     block = text.split("```text\n", 1)[1].split("```", 1)[0]
     lines = block.splitlines()
     statements = "\n".join(PROMPT.sub("", line) for line in lines if PROMPT.match(line))
@@ -38,8 +41,11 @@ def psql(server: embedded.Server, database: str, statements: str) -> str:
     return result.stdout
 
 
-def test_the_session_prints_what_it_shows(server: embedded.Server, database: str) -> None:
-    statements, expected = session()
+@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: page.name)
+def test_the_session_prints_what_it_shows(
+    server: embedded.Server, database: str, page: Path
+) -> None:
+    statements, expected = session(page)
     assert psql(server, database, statements).split("\n") == [*expected.split("\n"), ""]
 
 
@@ -50,6 +56,16 @@ def test_the_session_of_evaluation_works(server: embedded.Server, database: str)
     output = psql(server, database, put + statements)
     assert output.count("(1 row)") == 4
     assert output.count("(2 rows)") == 1
+
+
+def test_the_examples_of_filters_work_in_a_tenant_that_has_more(
+    server: embedded.Server, database: str
+) -> None:
+    text = (README.parent / "docs" / "filters.md").read_text("utf-8")
+    statements, expected = text.split("```sql\n", 1)[1].split("```", 1)[0], text.split("```\n")[2]
+    put = "select rag.put('Refunds are none.', 'none', metadata => '{\"lang\": \"en\"}');\n"
+    assert "refunds | en   | 3" in expected
+    assert "refunds | en   | 3\n(1 row)" in psql(server, database, put + statements)
 
 
 def test_the_tenant_of_the_readme_works(server: embedded.Server, database: str) -> None:

@@ -262,8 +262,14 @@ begin
         raise exception 'filter operator "%" at % needs %', operator, place, v_needs using
             errcode = 'invalid_parameter_value',
             detail = rag._filter_detail(operand),
-            hint = 'For one of several values use $in, for an element of an array or a part of a '
-                'string $contains, for the keys of an object their names.';
+            hint = case
+                when operator in ('$gt', '$gte', '$lt', '$lte')
+                    then 'Dates are strings such as "2024-05-02"; what is null or missing is found '
+                    'by {"key": null}.'
+                when operator = '$exists' then 'As in {"page": {"$exists": true}}.'
+                else 'For one of several values use $in, for an element of an array or a part of a '
+                    'string $contains, for the keys of an object their names.'
+            end;
     end if;
 
     v_predicate := case operator

@@ -97,7 +97,7 @@ comment on function rag._new_lexemes(tsvector, text[]) is
     'Those of the found lexemes that are not known yet, without positions.';
 
 create or replace function rag._labelled_frequency(
-    labels text[], title_weight real, heading_weight real
+    labels text[], title_weight real, heading_weight real, enrich_weight real
 )
     returns double precision
     language sql
@@ -106,15 +106,26 @@ create or replace function rag._labelled_frequency(
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
-    select sum(case l.label when 'A' then title_weight when 'B' then heading_weight else 1 end)
+    select sum(
+        case l.label
+            when 'A' then title_weight
+            when 'B' then heading_weight
+            when 'C' then enrich_weight
+            else 1
+        end
+    )
     from unnest(labels) as l (label)
 $$;
 
-comment on function rag._labelled_frequency(text[], real, real) is
+comment on function rag._labelled_frequency(text[], real, real, real) is
     'Occurrences of a lexeme, each with the weight of the place where it stands.';
 
 create or replace function rag._frequency(
-    positions smallint[], labels text[], title_weight real, heading_weight real
+    positions smallint[],
+    labels text[],
+    title_weight real,
+    heading_weight real,
+    enrich_weight real
 )
     returns double precision
     language sql
@@ -125,12 +136,75 @@ create or replace function rag._frequency(
 -- with a sub-select in it this could not be inlined, and 100 µs a lexeme is a lot.
 return case
     when positions is null then 1
-    when title_weight = 1 and heading_weight = 1 then cardinality(positions)
-    else rag._labelled_frequency(labels, title_weight, heading_weight)
+    when title_weight = 1 and heading_weight = 1 and enrich_weight = 1 then cardinality(positions)
+    else rag._labelled_frequency(labels, title_weight, heading_weight, enrich_weight)
 end;
 
-comment on function rag._frequency(smallint[], text[], real, real) is
-    'How often a chunk has a lexeme: in a title or heading it counts what the collection says.';
+comment on function rag._frequency(smallint[], text[], real, real, real) is
+    'How often a chunk has a lexeme: in a title, a heading or metadata that are searched with the '
+    'text it counts what the collection says.';
+
+create or replace function rag._enriched_text(metadata jsonb, uri text, enrich text[])
+    returns text
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select string_agg(v.content, ' ' order by e.place)
+    from unnest(enrich) with ordinality as e (key, place)
+    cross join lateral (
+        -- As it is and as words, so that each part counts as a word does.
+        select f.name || ' ' || regexp_replace(f.name, '[_.@+#:-]+', ' ', 'g') as content
+        from (select regexp_replace(regexp_replace(uri, '[?#].*$', ''), '^.*[/\\]', '')) as f (name)
+        where e.key = '$file_name'
+        union all
+        select string_agg(x.item #>> '{}', ' ' order by x.place)
+        from jsonb_path_query(metadata -> e.key, 'strict $.**') with ordinality as x (item, place)
+        where jsonb_typeof(x.item) in ('string', 'number') and e.key <> '$file_name'
+    ) as v
+$$;
+
+comment on function rag._enriched_text(jsonb, text, text[]) is
+    'What is searched with the text: the values of those keys of the metadata, and for $file_name '
+    'the last part of the uri.';
+
+create or replace function rag._most_frequent(lexemes tsvector)
+    returns tsvector
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- As many as a sparsevec has room for.
+    select ts_delete(lexemes, array(
+        select u.lexeme
+        from unnest(lexemes) as u
+        order by coalesce(cardinality(u.positions), 0) desc, u.lexeme
+        offset 16000
+    ))
+$$;
+
+comment on function rag._most_frequent(tsvector) is 'The 16,000 lexemes that come most often.';
+
+create or replace function rag._weights_by_dimension(weights sparsevec)
+    returns jsonb
+    language sql
+    immutable
+    parallel safe
+    security invoker
+-- {1:0.5,2:0.7}/1000000000 is {"1":0.5,"2":0.7}. By a pattern it would take three times as long.
+return case
+    when weights = '{}/1000000000' then '{}'
+    else '{"' || replace(
+        replace(substr(split_part(weights::text, '/', 1), 2), ':', '":'), ',', ',"'
+    )
+end::jsonb;
+
+comment on function rag._weights_by_dimension(sparsevec) is
+    'Stored weights as an object, by dimension.';
 
 create or replace function rag._weight(
     frequency double precision, relative_length double precision, k1 real, b real
@@ -187,6 +261,8 @@ begin
             n.b,
             n.title_weight,
             n.heading_weight,
+            n.enrich_weight,
+            n.index_version,
             x.lexemes,
             l.length
         from rag.chunks as c
@@ -198,14 +274,32 @@ begin
             select
                 setweight(rag._lexemes(d.language, coalesce(d.title, '')), 'A')
                 || setweight(rag._lexemes(d.language, array_to_string(c.heading_path, ' ')), 'B')
-                || rag._lexemes(d.language, c.content) as lexemes
+                || case
+                    when n.enrich = '{}' then ''
+                    else setweight(
+                        rag._lexemes(
+                            d.language,
+                            coalesce(rag._enriched_text(c.metadata, d.uri, n.enrich), '')
+                        ),
+                        'C'
+                    )
+                end
+                || rag._lexemes(d.language, c.content) as found
             -- Or it would be computed again wherever it is named.
+            offset 0
+        ) as f
+        cross join lateral (
+            select
+                case when length(f.found) <= 16000 then f.found else rag._most_frequent(f.found) end
+                as lexemes
             offset 0
         ) as x
         cross join lateral (
             select
                 coalesce(sum(
-                    rag._frequency(u.positions, u.weights, n.title_weight, n.heading_weight)
+                    rag._frequency(
+                        u.positions, u.weights, n.title_weight, n.heading_weight, n.enrich_weight
+                    )
                 ), 0) as length
             from unnest(x.lexemes) as u
         ) as l
@@ -228,11 +322,12 @@ begin
     ),
     indexed as (
         insert into rag.lexemes (
-            partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights
+            partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights, k1, b,
+            index_version
         )
         select
             _index_chunks.partition_id, _index_chunks.tenant_id, t.chunk_id, t.collection_id,
-            t.length, t.lexemes, coalesce(v.weights, '{}/1000000000')
+            t.length, t.lexemes, coalesce(v.weights, '{}/1000000000'), t.k1, t.b, t.index_version
         from texts as t
         cross join reference as r
         cross join lateral (
@@ -244,7 +339,10 @@ begin
                 select
                     rag._lexeme_dimension(u.lexeme) as dimension,
                     max(rag._weight(
-                        rag._frequency(u.positions, u.weights, t.title_weight, t.heading_weight),
+                        rag._frequency(
+                            u.positions, u.weights, t.title_weight, t.heading_weight,
+                            t.enrich_weight
+                        ),
                         t.length / coalesce(r.found_length, v_reference), t.k1, t.b
                     )) as weight
                 from unnest(t.lexemes) as u
@@ -257,7 +355,9 @@ begin
     terms as materialized (
         select
             u.lexeme,
-            rag._frequency(u.positions, u.weights, t.title_weight, t.heading_weight) as frequency,
+            rag._frequency(
+                u.positions, u.weights, t.title_weight, t.heading_weight, t.enrich_weight
+            ) as frequency,
             t.length / coalesce(r.found_length, v_reference) as relative_length,
             t.k1,
             t.b
@@ -321,25 +421,23 @@ begin
             l.partition_id = _unindex_chunks.partition_id
             and l.tenant_id = _unindex_chunks.tenant_id
             and l.chunk_id = any(_unindex_chunks.chunks)
-        returning l.collection_id, l.lexemes, l.length
+        returning l.lexemes, l.length, l.weights
     ),
-    terms as materialized (
-        select
-            u.lexeme,
-            rag._frequency(u.positions, u.weights, n.title_weight, n.heading_weight) as frequency,
-            g.length / s.reference_length as relative_length,
-            n.k1,
-            n.b
-        from gone as g
-        join rag.lexical_statistics as s on s.tenant_id = _unindex_chunks.tenant_id
-        join rag.collections as n
-            on n.tenant_id = _unindex_chunks.tenant_id and n.collection_id = g.collection_id
-        cross join lateral unnest(g.lexemes) as u
-    ),
+    -- By the weights that are stored, whatever settings they were made with: just what was added
+    -- to the statistics is taken away. (Of two lexemes of a chunk that share a dimension the
+    -- greater weight counts for both; that is rarer than one chunk in 100,000.)
     weighted as materialized (
-        select t.lexeme, rag._weight(t.frequency, t.relative_length, t.k1, t.b) as weight
-        from terms as t
-        where t.frequency > 0
+        select u.lexeme, w.weight
+        from gone as g
+        cross join lateral (
+            select rag._weights_by_dimension(g.weights) as by_dimension
+            offset 0
+        ) as o
+        cross join lateral unnest(g.lexemes) as u
+        cross join lateral (
+            select (o.by_dimension ->> rag._lexeme_dimension(u.lexeme)::text)::real as weight
+        ) as w
+        where w.weight is not null
     ),
     counted as (
         select
@@ -583,3 +681,174 @@ $$;
 comment on function rag._lexeme_totals(int, text[]) is
     'BM25: in how many of the tenant''s chunks each lexeme is, the greatest of its stored weights, '
     'their sum and that of their squares; deltas included, lexemes in no chunk left out.';
+
+-- Indexing anew after a change of settings --------------------------------------------------------
+
+create or replace function rag._reindex_batch(
+    tenant_id int, partition_id int, collection_id int, batch int
+)
+    returns bigint
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_collection rag.collections;
+    v_chunks bigint[];
+    v_to bigint;
+begin
+    -- One at a time; puts, whose foreign keys only share the row, go on.
+    select n.* into v_collection
+    from rag.collections as n
+    where
+        n.tenant_id = _reindex_batch.tenant_id
+        and n.collection_id = _reindex_batch.collection_id
+    for no key update;
+    if v_collection.reindexed_to is null then
+        return 0;
+    end if;
+    v_chunks := array(
+        select l.chunk_id
+        from rag.lexemes as l
+        where
+            l.partition_id = _reindex_batch.partition_id
+            and l.tenant_id = _reindex_batch.tenant_id
+            and l.chunk_id > v_collection.reindexed_to
+            and l.collection_id = _reindex_batch.collection_id
+            and l.index_version <> v_collection.index_version
+        order by l.chunk_id
+        limit _reindex_batch.batch
+    );
+    if cardinality(v_chunks) = _reindex_batch.batch then
+        v_to := v_chunks[_reindex_batch.batch];
+    end if;
+    -- Whoever writes a document holds its row: no chunk is indexed by two at once, nor after it was
+    -- deleted. In the order in which rag.put_many takes them.
+    perform
+    from rag.documents as d
+    where
+        d.tenant_id = _reindex_batch.tenant_id
+        and d.document_id in (
+            select c.document_id
+            from rag.chunks as c
+            where
+                c.partition_id = _reindex_batch.partition_id
+                and c.tenant_id = _reindex_batch.tenant_id
+                and c.chunk_id = any(v_chunks)
+        )
+    order by d.uri
+    for update;
+    v_chunks := array(
+        select c.chunk_id
+        from rag.chunks as c
+        where
+            c.partition_id = _reindex_batch.partition_id
+            and c.tenant_id = _reindex_batch.tenant_id
+            and c.chunk_id = any(v_chunks)
+    );
+    perform rag._index_chunks(_reindex_batch.tenant_id, _reindex_batch.partition_id, v_chunks);
+    update rag.collections as n
+    set reindexed_to = v_to
+    where
+        n.tenant_id = _reindex_batch.tenant_id
+        and n.collection_id = _reindex_batch.collection_id;
+    if v_to is null then
+        perform rag._forget_languages(_reindex_batch.tenant_id, v_collection);
+    end if;
+    perform rag._fold_statistics(_reindex_batch.tenant_id, _reindex_batch.partition_id);
+    return cardinality(v_chunks);
+end
+$$;
+
+comment on function rag._reindex_batch(int, int, int, int) is
+    'Index up to so many of the chunks anew that were indexed with other settings than their '
+    'collection has now; returns how many.';
+
+create or replace function rag._forget_languages(tenant_id int, collection rag.collections)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    -- Only while nobody is writing, who might be using one; it does no harm to keep it.
+    perform
+    from rag.tenants as t
+    where t.tenant_id = _forget_languages.tenant_id
+    for update skip locked;
+    if found then
+        delete from rag.collection_languages as l
+        where
+            l.tenant_id = _forget_languages.tenant_id
+            and l.collection_id = (_forget_languages.collection).collection_id
+            and l.language <> (_forget_languages.collection).language
+            and not exists (
+                select
+                from rag.documents as d
+                where
+                    d.tenant_id = _forget_languages.tenant_id
+                    and d.collection_id = (_forget_languages.collection).collection_id
+                    and d.language = l.language
+            );
+    end if;
+end
+$$;
+
+comment on function rag._forget_languages(int, rag.collections) is
+    'No longer ask in languages that no document of the collection is in any more.';
+
+create or replace function rag.reindex(collection text default null, batch int default 2000)
+    returns bigint
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_context record;
+    v_partition int;
+    v_collection int;
+begin
+    if reindex.batch is null or reindex.batch not between 1 and 100000 then
+        raise exception 'invalid batch' using
+            errcode = 'invalid_parameter_value',
+            detail = format('batch is %s.', coalesce(reindex.batch::text, 'null')),
+            hint = 'A batch has 1 to 100,000 chunks.';
+    end if;
+    v_context := rag._context();
+    if reindex.collection is not null then
+        v_collection := (rag._collection(v_context.tenant_id, reindex.collection)).collection_id;
+    else
+        select n.collection_id into v_collection
+        from rag.collections as n
+        where n.tenant_id = v_context.tenant_id and n.reindexed_to is not null
+        order by n.collection_id
+        limit 1;
+    end if;
+    if v_collection is null then
+        return 0;
+    end if;
+    perform rag._lock_tenant(v_context.tenant_id);
+    -- Again under the lock: a move between partitions waits for it.
+    select t.partition_id into v_partition
+    from rag.tenants as t
+    where t.tenant_id = v_context.tenant_id;
+    return rag._reindex_batch(
+        v_context.tenant_id, v_partition, v_collection, reindex.batch
+    );
+end
+$$;
+
+comment on function rag.reindex(text, int) is
+    'After rag.alter_collection: index the next batch of chunks by the new settings; returns how '
+    'many there were, 0 when it is done. Searches and puts go on meanwhile.';

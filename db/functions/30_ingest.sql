@@ -178,7 +178,9 @@ begin
             or d.language is distinct from v_language
             or d.chunking is distinct from v_chunking as is_rechunked,
             d.title is distinct from g.title
-            or d.language is distinct from v_language as is_retitled,
+            or d.language is distinct from v_language
+            or v_collection.enrich <> '{}' and d.metadata is distinct from g.metadata
+            as is_retitled,
             d.title is distinct from g.title or d.metadata is distinct from g.metadata as is_edited
         from unnest(_put_documents.contents, _put_documents.uris, _put_documents.titles,
             _put_documents.metadatas) as g (content, uri, title, metadata)

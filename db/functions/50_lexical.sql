@@ -350,6 +350,11 @@ begin
         v_frequencies := v_frequencies || v_parsed.frequencies;
         must := coalesce(must || v_parsed.must, must, v_parsed.must);
     end loop;
+    if rag._is_traced() then
+        perform rag._note('words', jsonb_build_object(
+            'languages', v_languages, 'query', v_query, 'lexemes', v_lexemes, 'must', must::text
+        ));
+    end if;
     if cardinality(v_lexemes) = 0 then
         return;
     end if;
@@ -452,6 +457,7 @@ declare
     );
     v_terms int := cardinality(_top_chunks.lexemes);
     v_query sparsevec := rag._sparse(_top_chunks.lexemes, _top_chunks.idfs);
+    v_round int := 0;
     v_first int := 1;
     v_last int;
     v_matches double precision;
@@ -508,6 +514,14 @@ begin
                 limit _top_chunks.depth
             ) as b;
         end if;
+        v_round := v_round + 1;
+        if rag._is_traced() then
+            perform rag._note(format('round %s', v_round), jsonb_build_object(
+                'lexemes', v_quoted[v_first:v_last], 'matches', v_matches,
+                'queries', v_parts, 'listed', coalesce(cardinality(chunk_ids), 0),
+                'threshold', scores[_top_chunks.depth]
+            ));
+        end if;
         v_first := v_last + 1;
         v_budget := greatest(v_budget, v_matches) * 4;
     end loop;
@@ -545,14 +559,13 @@ begin
         'select rag._sparse(array[g.lexeme], array[1]) as axis, g.idf '
         'from unnest($3, $4) as g (lexeme, idf)) '
         -- f from the stored weight, then the weight of f at today's mean length.
-        'select l.chunk_id, sum(t.idf * f.frequency * (n.k1 + 1) '
-        '/ (f.frequency + n.k1 * (1 - n.b + n.b * l.length / $5))) '
+        'select l.chunk_id, sum(t.idf * f.frequency * (l.k1 + 1) '
+        '/ (f.frequency + l.k1 * (1 - l.b + l.b * l.length / $5))) '
         'from rag_data.lexemes_p%s as l '
-        'join rag.collections as n on n.tenant_id = $1 and n.collection_id = l.collection_id '
         'cross join axes as t '
         'cross join lateral (select -(l.weights <#> t.axis) as weight) as w '
-        'cross join lateral (select w.weight * n.k1 * (1 - n.b + n.b * l.length / $6) '
-        '/ (n.k1 + 1 - w.weight) as frequency) as f '
+        'cross join lateral (select w.weight * l.k1 * (1 - l.b + l.b * l.length / $6) '
+        '/ (l.k1 + 1 - w.weight) as frequency) as f '
         'where l.tenant_id = $1 and l.chunk_id = any($2) and w.weight > 0 '
         'group by l.chunk_id',
         _rescore.partition_id
@@ -598,6 +611,7 @@ begin
     if v_terms.terms is null then
         return;
     end if;
+    if rag._is_traced() then perform rag._note('lexemes', to_jsonb(v_terms)); end if;
     -- A weight never changes by more than the mean length does, so neither does a score.
     v_drift := exp(abs(ln(v_terms.mean_length / v_terms.reference_length)));
     if v_terms.chunks <= 1000 then

@@ -369,6 +369,7 @@ declare
     v_similarities double precision[];
 begin
     if not rag._has_hnsw(_semantic_leg.tenant_id, _semantic_leg.model_id) then
+        if rag._is_traced() then perform rag._note('semantic plan', '{"plan": "exact"}'); end if;
         return query
         select c.chunk_id, c.similarity, c.standard
         from rag._compare_all(
@@ -383,6 +384,12 @@ begin
         _semantic_leg.query
     );
     if _semantic_leg.within is not null then
+        if rag._is_traced() then
+            perform rag._note('semantic plan', jsonb_build_object(
+                'plan', 'exact, of those that meet the conditions',
+                'chunks', cardinality(_semantic_leg.within)
+            ));
+        end if;
         select
             array_agg(c.chunk_id order by c.similarity desc, c.chunk_id),
             array_agg(c.similarity order by c.similarity desc, c.chunk_id)
@@ -403,6 +410,12 @@ begin
         ) as n;
         -- An index scan may end before it has found enough. Then all are compared, so that a
         -- list is never shorter than it need be.
+        if rag._is_traced() then
+            perform rag._note('semantic plan', jsonb_build_object(
+                'plan', 'hnsw', 'found', coalesce(cardinality(v_chunks), 0),
+                'wanted', _semantic_leg.depth
+            ));
+        end if;
         if coalesce(cardinality(v_chunks), 0) < _semantic_leg.depth then
             return query
             select c.chunk_id, c.similarity, c.standard

@@ -2,13 +2,13 @@
 --
 -- Two steps on purpose. rag._candidates finds ids and scores with the owner's rights (under a
 -- policy no GIN index can be used) and takes the tenant from the verified context only.
--- rag.search then reads the text with the caller's rights, under row-level security: were a
+-- rag._passages then reads the text with the caller's rights, under row-level security: were a
 -- predicate forgotten in the first step, no foreign text would come out of the second.
 
-create or replace function rag._check_search(
-    k int, mode text, lexical_weight real, fusion text
+create or replace function rag._search_depth(
+    k int, mode text, lexical_weight real, fusion text, max_per_document int
 )
-    returns void
+    returns int
     language plpgsql
     immutable
     parallel safe
@@ -16,67 +16,219 @@ create or replace function rag._check_search(
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    if _check_search.k is null or _check_search.k not between 1 and 1000 then
+    if _search_depth.k is null or _search_depth.k not between 1 and 1000 then
         raise exception 'invalid k' using
             errcode = 'invalid_parameter_value',
-            detail = format('k is %s.', coalesce(_check_search.k::text, 'null')),
+            detail = format('k is %s.', coalesce(_search_depth.k::text, 'null')),
             hint = 'k is the number of passages wanted, 1 to 1,000.';
     end if;
-    if _check_search.mode is null or _check_search.mode not in ('hybrid', 'lexical', 'semantic')
+    if _search_depth.mode is null or _search_depth.mode not in ('hybrid', 'lexical', 'semantic')
     then
-        raise exception 'unknown mode "%"', coalesce(_check_search.mode, 'null') using
+        raise exception 'unknown mode "%"', coalesce(_search_depth.mode, 'null') using
             errcode = 'invalid_parameter_value',
             detail = 'mode says which legs are used.',
             hint = 'Modes are hybrid, lexical and semantic.';
     end if;
-    if _check_search.lexical_weight not between 0 and 1 then
+    if _search_depth.lexical_weight not between 0 and 1 then
         raise exception 'invalid lexical_weight' using
             errcode = 'invalid_parameter_value',
-            detail = format('lexical_weight is %s.', _check_search.lexical_weight),
+            detail = format('lexical_weight is %s.', _search_depth.lexical_weight),
             hint = 'It is between 0 (only the semantic leg counts) and 1 (only the lexical one).';
     end if;
-    if _check_search.fusion not in ('standard', 'linear', 'rrf') then
-        raise exception 'unknown fusion "%"', _check_search.fusion using
+    if _search_depth.fusion not in ('standard', 'linear', 'rrf') then
+        raise exception 'unknown fusion "%"', _search_depth.fusion using
             errcode = 'invalid_parameter_value',
             detail = 'fusion says how the two ranked lists become one.',
             hint = 'Fusions are standard (the default), linear and rrf.';
     end if;
+    if _search_depth.max_per_document < 1 then
+        raise exception 'invalid max_per_document' using
+            errcode = 'invalid_parameter_value',
+            detail = format('max_per_document is %s.', _search_depth.max_per_document),
+            hint = 'It is how many passages of one document may be found, 1 or more; null: any.';
+    end if;
+    if _search_depth.mode <> 'hybrid' and coalesce(_search_depth.fusion, 'standard') = 'standard'
+    then
+        return _search_depth.k;
+    end if;
+    -- A fused list is only as good as its legs are deep: a chunk that is 60th in both beats one
+    -- that is 10th in one. One that is scaled by its own last is steadier for being longer.
+    return greatest(
+        case _search_depth.fusion when 'linear' then 150 else 100 end, 2 * _search_depth.k
+    );
 end
 $$;
 
-comment on function rag._check_search(int, text, real, text) is
-    'Raise the error for parameters that rag.search cannot take.';
+comment on function rag._search_depth(int, text, real, text, int) is
+    'How many chunks each leg has to list for a search, or the error for parameters that it cannot '
+    'take.';
 
-create or replace function rag._contribution(
-    fusion text,
-    place bigint,
-    standard double precision,
-    score double precision,
-    least_score double precision,
-    greatest_score double precision
-)
-    returns double precision
+-- What happens in a search, for rag.explain: where the setting rag.trace is not empty, the parts of
+-- a search note what they do in it. It costs nothing where it is empty, as it always is but within
+-- rag.explain; who sets it by hand reads there what his own searches did.
+
+create or replace function rag._is_traced()
+    returns boolean
     language sql
-    immutable
-    parallel safe
+    stable
+    parallel restricted
     security invoker
-return case fusion
-    -- Reciprocal rank fusion with k = 60 (Cormack, Clarke and Büttcher 2009), times 61, so that
-    -- 1 means: first in every leg.
-    when 'rrf' then 61.0 / (60 + place)
-    -- Each list from 0 (its last) to 1 (its first).
-    when 'linear' then coalesce(
-        (score - least_score) / nullif(greatest_score - least_score, 0), 1
-    )
-    -- In standard deviations of the tenant's own chunks for this query, from a chunk without any of
-    -- the words and from one of average meaning: a leg that tells chunks apart speaks up, one that
-    -- finds all of them alike keeps quiet. What a leg has not listed gets 0.
-    else standard
-end;
+return coalesce(current_setting('rag.trace', true), '') <> '';
 
-comment on function rag._contribution(
-    text, bigint, double precision, double precision, double precision, double precision
-) is 'What its place and score in one leg add to a chunk''s score, before the leg''s weight.';
+comment on function rag._is_traced() is 'Whether somebody wants to know what a search does.';
+
+create or replace function rag._note(stage text, detail jsonb)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- A line each; jsonb has no line ends. For this transaction only, and no row is written: so
+    -- this is as stable as what calls it, and works on a standby.
+    perform set_config(
+        'rag.trace',
+        current_setting('rag.trace') || E'\n' || jsonb_build_object(
+            'stage', _note.stage, 'at', clock_timestamp(), 'detail', _note.detail
+        )::text,
+        true
+    );
+end
+$$;
+
+comment on function rag._note(text, jsonb) is
+    'Note what a search has just done; the time since the note before is this stage''s.';
+
+create or replace function rag._legs(
+    tenant_id int,
+    partition_id int,
+    collection_id int,
+    query text,
+    filter jsonpath,
+    mode text,
+    model_id int,
+    kind text,
+    embedding halfvec,
+    must tsquery,
+    depth int,
+    within bigint[],
+    out lexical_chunks bigint[],
+    out lexical_scores double precision[],
+    out lexical_standards double precision[],
+    out semantic_chunks bigint[],
+    out similarities double precision[],
+    out semantic_standards double precision[]
+)
+    returns record
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- It plans nothing that reads a partition.
+    set plan_cache_mode = auto
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_has_lexical boolean := _legs.mode <> 'semantic';
+    v_embedding halfvec := _legs.embedding;
+begin
+    if v_has_lexical or _legs.kind = 'words' then
+        select
+            array_agg(l.chunk_id order by l.score desc, l.chunk_id),
+            array_agg(l.score order by l.score desc, l.chunk_id),
+            array_agg(l.standard order by l.score desc, l.chunk_id)
+        into lexical_chunks, lexical_scores, lexical_standards
+        from rag._lexical_leg(
+            _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id, _legs.filter,
+            case when v_has_lexical then _legs.depth else rag._feedback_depth() end,
+            _legs.within
+        ) as l;
+        if rag._is_traced() then
+            perform rag._note('lexical leg', jsonb_build_object(
+                'listed', coalesce(cardinality(lexical_chunks), 0),
+                'is_only_feedback', not v_has_lexical
+            ));
+        end if;
+    end if;
+    if _legs.kind = 'words' then
+        v_embedding := rag._with_feedback(
+            _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding, lexical_chunks,
+            lexical_scores
+        );
+        if rag._is_traced() then
+            perform rag._note('feedback', jsonb_build_object(
+                'passages', coalesce(to_jsonb(lexical_chunks[:rag._feedback_depth()]), '[]'),
+                'embedding', v_embedding::text
+            ));
+        end if;
+    end if;
+    if not v_has_lexical then
+        lexical_chunks := null;
+        lexical_scores := null;
+        lexical_standards := null;
+    end if;
+    if _legs.kind <> 'none' then
+        select
+            array_agg(s.chunk_id order by s.similarity desc, s.chunk_id),
+            array_agg(s.similarity order by s.similarity desc, s.chunk_id),
+            array_agg(s.standard order by s.similarity desc, s.chunk_id)
+        into semantic_chunks, similarities, semantic_standards
+        from rag._semantic_leg(
+            _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding,
+            _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within
+        ) as s;
+        if rag._is_traced() then
+            perform rag._note('semantic leg', jsonb_build_object(
+                'listed', coalesce(cardinality(semantic_chunks), 0)
+            ));
+        end if;
+    end if;
+end
+$$;
+
+comment on function rag._legs(
+    int, int, int, text, jsonpath, text, int, text, halfvec, tsquery, int, bigint[]
+) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
+
+create or replace function rag._limit_per_document(
+    tenant_id int, partition_id int, chunks bigint[], max_per_document int, k int
+)
+    returns int[]
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return array(
+        select n.place
+        from (
+            select
+                g.place,
+                row_number() over (partition by c.document_id order by g.place) as nth
+            from unnest(_limit_per_document.chunks) with ordinality as g (chunk_id, place)
+            join rag.chunks as c
+                on c.partition_id = _limit_per_document.partition_id
+                and c.tenant_id = _limit_per_document.tenant_id
+                and c.chunk_id = g.chunk_id
+        ) as n
+        where n.nth <= _limit_per_document.max_per_document
+        order by n.place
+        limit _limit_per_document.k
+    );
+end
+$$;
+
+comment on function rag._limit_per_document(int, int, bigint[], int, int) is
+    'The places in a list of the first k chunks, not more than so many of one document.';
 
 create or replace function rag._candidates(
     query text,
@@ -87,21 +239,189 @@ create or replace function rag._candidates(
     mode text,
     lexical_weight real,
     min_score real,
-    fusion text
+    fusion text,
+    max_per_document int,
+    out chunk_ids bigint[],
+    out scores double precision[],
+    out lexical_ranks int[],
+    out lexical_scores double precision[],
+    out semantic_ranks int[],
+    out similarities double precision[],
+    out query_embedding text
 )
-    returns table (
-        chunk_id bigint,
-        score double precision,
-        lexical_rank int,
-        lexical_score double precision,
-        semantic_rank int,
-        similarity double precision,
-        query_embedding text
-    )
+    returns record
     language plpgsql
     stable
     parallel restricted
     security definer
+    set search_path = pg_catalog, public, pg_temp
+    -- It plans nothing that reads a partition.
+    set plan_cache_mode = auto
+    set jit = off
+as $$
+#variable_conflict use_column
+-- Assigned rather than selected: an error in there then comes with a line of context for each
+-- function, not with a page of SQL.
+declare
+    v_depth int := rag._search_depth(
+        _candidates.k, _candidates.mode, _candidates.lexical_weight, _candidates.fusion,
+        _candidates.max_per_document
+    );
+    v_context record;
+    v_collection rag.collections;
+    v_filter jsonpath := rag._compile_filter(_candidates.filter);
+    v_model rag.models;
+    v_embedded record;
+    v_vector halfvec;
+    v_must tsquery;
+    v_within bigint[];
+    v_weight double precision;
+    v_fusion text;
+    v_legs record;
+    v_fused record;
+    v_places int[];
+begin
+    v_context := rag._context();
+    if _candidates.collection is not null then
+        v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
+    end if;
+    v_fusion := coalesce(_candidates.fusion, v_collection.fusion, 'standard');
+    query_embedding := 'none';
+    if _candidates.mode <> 'lexical' then
+        v_model := rag._active_model(v_context.tenant_id);
+        v_embedded := rag._query_embedding(
+            v_context.tenant_id, v_model, _candidates.query, _candidates.embedding
+        );
+        query_embedding := v_embedded.kind;
+        v_vector := v_embedded.embedding;
+    end if;
+    -- What a phrase demands and a minus forbids holds for both legs.
+    v_must := (
+        rag._query_terms(v_context.tenant_id, v_collection.collection_id, _candidates.query)
+    ).must;
+    v_within := rag._within(
+        v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter, v_must,
+        v_depth
+    );
+    if _candidates.mode = 'semantic' and query_embedding = 'none' then
+        raise exception 'mode semantic needs the embedding of the query' using
+            errcode = 'RG006',
+            detail = 'None was given, none is in the cache, and no word of the query has a vector.',
+            hint = 'Give embedding => the query''s vector, or use mode hybrid or lexical; '
+            'rag.status() tells whether there are word vectors.';
+    end if;
+    -- With one leg its own weight is all there is. A collection's weight belongs to its fusion.
+    v_weight := case
+        when query_embedding = 'none' then 1
+        when _candidates.mode = 'semantic' then 0
+        else coalesce(
+            _candidates.lexical_weight,
+            case when v_fusion = v_collection.fusion then v_collection.lexical_weight end,
+            0.5
+        )
+    end;
+    if rag._is_traced() then
+        perform rag._note('query embedding', jsonb_build_object(
+            'kind', query_embedding, 'model', v_model.name, 'model_id', v_model.model_id,
+            'embedding', v_vector::text,
+            'collection_id', v_collection.collection_id, 'filter', v_filter::text
+        ));
+    end if;
+    loop
+        v_legs := rag._legs(
+            v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
+            _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
+            v_vector, v_must, v_depth, v_within
+        );
+        v_fused := rag._fuse(
+            v_context.tenant_id, v_context.partition_id, v_model.model_id, v_legs.lexical_chunks, v_legs.lexical_scores, v_legs.lexical_standards,
+            v_legs.semantic_chunks, v_legs.similarities, v_legs.semantic_standards,
+            v_fusion, v_weight
+        );
+        if _candidates.max_per_document is null then
+            v_places := array(
+                select n
+                from generate_series(
+                    1, least(_candidates.k, coalesce(cardinality(v_fused.chunk_ids), 0))
+                ) as n
+            );
+        else
+            v_places := rag._limit_per_document(
+                v_context.tenant_id, v_context.partition_id, v_fused.chunk_ids,
+                _candidates.max_per_document, _candidates.k
+            );
+        end if;
+        if rag._is_traced() then
+            perform rag._note('fusion', to_jsonb(v_legs) || jsonb_build_object(
+                'fusion', v_fusion, 'lexical_weight', v_weight, 'depth', v_depth,
+                'chunk_ids', v_fused.chunk_ids, 'scores', v_fused.scores,
+                'supports', v_fused.supports, 'places', v_places
+            ));
+        end if;
+        -- Documents with many passages may fill a list between them: look deeper until there are
+        -- enough others, or nothing is left.
+        exit when cardinality(v_places) >= _candidates.k
+            or _candidates.max_per_document is null
+            or (
+                coalesce(cardinality(v_legs.lexical_chunks), 0) < v_depth
+                and coalesce(cardinality(v_legs.semantic_chunks), 0) < v_depth
+            );
+        v_depth := 4 * v_depth;
+    end loop;
+    select
+        array_agg(v_fused.chunk_ids[p.place] order by p.place),
+        array_agg(v_fused.scores[p.place] order by p.place),
+        array_agg(v_fused.lexical_ranks[p.place] order by p.place),
+        array_agg(v_fused.lexical_matches[p.place] order by p.place),
+        array_agg(v_fused.semantic_ranks[p.place] order by p.place),
+        array_agg(v_fused.semantic_matches[p.place] order by p.place)
+    into chunk_ids, scores, lexical_ranks, lexical_scores, semantic_ranks, similarities
+    from unnest(v_places) as p (place)
+    where _candidates.min_score is null or v_fused.scores[p.place] >= _candidates.min_score;
+end
+$$;
+
+comment on function rag._candidates(
+    text, int, text, jsonb, vector, text, real, real, text, int
+) is 'The best chunks of the caller''s tenant by id, without their text; see rag.search.';
+
+create or replace function rag._passages(
+    query text,
+    k int,
+    collection text,
+    filter jsonb,
+    embedding vector,
+    mode text,
+    lexical_weight real,
+    min_score real,
+    fusion text,
+    max_per_document int,
+    neighbours int
+)
+    returns table (
+        rank int,
+        score double precision,
+        document_id bigint,
+        chunk_id bigint,
+        uri text,
+        title text,
+        content text,
+        metadata jsonb,
+        lexical_rank int,
+        lexical_score double precision,
+        semantic_rank int,
+        similarity double precision,
+        query_embedding text,
+        collection_name text,
+        heading_path text[],
+        ordinal int,
+        start_offset int,
+        end_offset int
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
     rows 10
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
@@ -109,143 +429,75 @@ create or replace function rag._candidates(
 as $$
 #variable_conflict use_column
 declare
-    v_tenant int;
-    v_partition int;
-    v_collection int;
-    v_filter jsonpath := rag._compile_filter(_candidates.filter);
-    v_model rag.models;
-    v_vector halfvec;
-    v_must tsquery;
-    v_kind text := 'none';
-    -- A fused list is only as good as its legs are deep: a chunk that is 60th in both beats one
-    -- that is 10th in one.
-    v_depth int := greatest(100, 2 * _candidates.k);
-    v_within bigint[];
-    v_has_lexical boolean := _candidates.mode <> 'semantic';
-    v_has_semantic boolean;
-    v_chunks bigint[];
-    v_scores double precision[];
-    v_standards double precision[];
-    v_weight double precision;
-    v_fusion text := coalesce(_candidates.fusion, 'standard');
+    v_context record;
+    v_found record;
 begin
-    perform rag._check_search(
-        _candidates.k, _candidates.mode, _candidates.lexical_weight, _candidates.fusion
+    if _passages.neighbours is null or _passages.neighbours not between 0 and 100 then
+        raise exception 'invalid neighbours' using
+            errcode = 'invalid_parameter_value',
+            detail = format('neighbours is %s.', coalesce(_passages.neighbours::text, 'null')),
+            hint = 'It is how many chunks before and after each one come with it, 0 to 100.';
+    end if;
+    v_context := rag._context();
+    v_found := rag._candidates(
+        _passages.query, _passages.k, _passages.collection, _passages.filter,
+        _passages.embedding, _passages.mode, _passages.lexical_weight, _passages.min_score,
+        _passages.fusion, _passages.max_per_document
     );
-    select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
-    if _candidates.collection is not null then
-        v_collection := (rag._collection(v_tenant, _candidates.collection)).collection_id;
-    end if;
-    if _candidates.mode <> 'lexical' then
-        v_model := rag._active_model(v_tenant);
-        select e.kind, e.embedding into v_kind, v_vector
-        from rag._query_embedding(
-            v_tenant, v_model, _candidates.query, _candidates.embedding
-        ) as e;
-    end if;
-    -- What a phrase demands and a minus forbids holds for both legs.
-    v_must := (rag._query_terms(v_tenant, v_collection, _candidates.query)).must;
-    v_within := rag._within(v_tenant, v_partition, v_collection, v_filter, v_must, v_depth);
-    v_has_semantic := v_kind <> 'none';
-    if _candidates.mode = 'semantic' and not v_has_semantic then
-        raise exception 'mode semantic needs the embedding of the query' using
-            errcode = 'RG006',
-            detail = 'None was given, none is in the cache, and no word of the query has a vector.',
-            hint = 'Give embedding => the query''s vector, or use mode hybrid or lexical; '
-            'rag.status() tells whether there are word vectors.';
-    end if;
-    if v_has_lexical or v_kind = 'words' then
-        select
-            array_agg(l.chunk_id order by l.score desc, l.chunk_id),
-            array_agg(l.score order by l.score desc, l.chunk_id),
-            array_agg(l.standard order by l.score desc, l.chunk_id)
-        into v_chunks, v_scores, v_standards
-        from rag._lexical_leg(
-            v_tenant, v_partition, _candidates.query, v_collection, v_filter,
-            case when v_has_lexical then v_depth else rag._feedback_depth() end,
-            v_within
-        ) as l;
-    end if;
-    if v_kind = 'words' then
-        v_vector := rag._with_feedback(
-            v_tenant, v_partition, v_model.model_id, v_vector, v_chunks
-        );
-    end if;
-    -- With one leg its own weight is all there is.
-    v_weight := case
-        when not v_has_semantic then 1
-        when not v_has_lexical then 0
-        else coalesce(_candidates.lexical_weight, 0.5)
-    end;
-
     return query
-    with
-    lexical as (
-        select l.chunk_id, l.score, l.standard, l.place
-        from unnest(v_chunks, v_scores, v_standards)
-            with ordinality as l (chunk_id, score, standard, place)
-        where v_has_lexical
-    ),
-    semantic as (
-        select
-            s.chunk_id,
-            s.similarity,
-            s.standard,
-            row_number() over (order by s.similarity desc, s.chunk_id) as place
-        from rag._semantic_leg(
-            v_tenant, v_partition, v_model.model_id, v_vector, v_collection, v_filter, v_must,
-            v_depth, v_within
-        ) as s
-        where v_has_semantic
-    ),
-    legs as (
-        select
-            l.chunk_id,
-            v_weight * rag._contribution(
-                v_fusion, l.place, l.standard, l.score,
-                min(l.score) over (), max(l.score) over ()
-            ) as score,
-            l.place as lexical_place,
-            l.score as lexical_score,
-            null::bigint as semantic_place,
-            null::double precision as similarity
-        from lexical as l
-        union all
-        select
-            s.chunk_id,
-            (1 - v_weight) * rag._contribution(
-                v_fusion, s.place, s.standard, s.similarity,
-                min(s.similarity) over (), max(s.similarity) over ()
-            ),
-            null,
-            null,
-            s.place,
-            s.similarity
-        from semantic as s
-    ),
-    fused as (
-        select
-            g.chunk_id,
-            sum(g.score) as score,
-            max(g.lexical_place)::int as lexical_rank,
-            max(g.lexical_score) as lexical_score,
-            max(g.semantic_place)::int as semantic_rank,
-            max(g.similarity) as similarity
-        from legs as g
-        group by g.chunk_id
-    )
     select
-        f.chunk_id, f.score, f.lexical_rank, f.lexical_score, f.semantic_rank, f.similarity, v_kind
-    from fused as f
-    where _candidates.min_score is null or f.score >= _candidates.min_score
-    order by f.score desc, f.similarity desc nulls last, f.chunk_id
-    limit _candidates.k;
+        h.rank::int,
+        h.score,
+        c.document_id,
+        h.chunk_id,
+        d.uri,
+        d.title,
+        -- By offsets: chunks overlap, and between them may be what is in none.
+        coalesce(
+            substr(d.content, w.start_offset + 1, w.end_offset - w.start_offset), c.content
+        ),
+        c.metadata,
+        h.lexical_rank,
+        h.lexical_score,
+        h.semantic_rank,
+        h.similarity,
+        v_found.query_embedding,
+        n.name,
+        c.heading_path,
+        c.ordinal,
+        coalesce(w.start_offset, c.start_offset),
+        coalesce(w.end_offset, c.end_offset)
+    from unnest(
+        v_found.chunk_ids, v_found.scores, v_found.lexical_ranks, v_found.lexical_scores,
+        v_found.semantic_ranks, v_found.similarities
+    ) with ordinality as h (
+        chunk_id, score, lexical_rank, lexical_score, semantic_rank, similarity, rank
+    )
+    join rag.chunks as c
+        on c.partition_id = v_context.partition_id
+        and c.tenant_id = v_context.tenant_id
+        and c.chunk_id = h.chunk_id
+    join rag.documents as d
+        on d.tenant_id = v_context.tenant_id and d.document_id = c.document_id
+    join rag.collections as n
+        on n.tenant_id = v_context.tenant_id and n.collection_id = c.collection_id
+    left join lateral (
+        select min(x.start_offset) as start_offset, max(x.end_offset) as end_offset
+        from rag.chunks as x
+        where
+            x.partition_id = v_context.partition_id
+            and x.tenant_id = v_context.tenant_id
+            and x.document_id = c.document_id
+            and x.ordinal between c.ordinal - _passages.neighbours
+                and c.ordinal + _passages.neighbours
+    ) as w on _passages.neighbours > 0
+    order by h.rank;
 end
 $$;
 
-comment on function rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text
-) is 'The best chunks of the caller''s tenant by id, without their text; see rag.search.';
+comment on function rag._passages(
+    text, int, text, jsonb, vector, text, real, real, text, int, int
+) is 'The best chunks with their text, which is read with the caller''s rights; see rag.search.';
 
 create or replace function rag.search(
     query text,
@@ -256,7 +508,9 @@ create or replace function rag.search(
     mode text default 'hybrid',
     lexical_weight real default null,
     min_score real default null,
-    fusion text default null
+    fusion text default null,
+    max_per_document int default null,
+    neighbours int default 0
 )
     returns table (
         rank int,
@@ -285,65 +539,22 @@ create or replace function rag.search(
     security invoker
     rows 10
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
-    set jit = off
 as $$
 #variable_conflict use_column
-declare
-    v_tenant int;
-    v_partition int;
-    v_now int;
 begin
-    select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
-    loop
-        return query
-        select
-            row_number() over (
-                order by h.score desc, h.similarity desc nulls last, h.chunk_id
-            )::int,
-            h.score,
-            c.document_id,
-            h.chunk_id,
-            d.uri,
-            d.title,
-            c.content,
-            c.metadata,
-            h.lexical_rank,
-            h.lexical_score,
-            h.semantic_rank,
-            h.similarity,
-            h.query_embedding,
-            n.name,
-            c.heading_path,
-            c.ordinal,
-            c.start_offset,
-            c.end_offset
-        from rag._candidates(
-            search.query, search.k, search.collection, search.filter, search.embedding,
-            search.mode, search.lexical_weight, search.min_score, search.fusion
-        ) as h
-        join rag.chunks as c
-            on c.partition_id = v_partition
-            and c.tenant_id = v_tenant
-            and c.chunk_id = h.chunk_id
-        join rag.documents as d on d.tenant_id = v_tenant and d.document_id = c.document_id
-        join rag.collections as n
-            on n.tenant_id = v_tenant and n.collection_id = c.collection_id
-        order by h.score desc, h.similarity desc nulls last, h.chunk_id;
-        exit when found;
-        -- Nothing, because the tenant moved between the two statements?
-        select c.partition_id into v_now from rag._context() as c;
-        exit when v_now = v_partition;
-        v_partition := v_now;
-    end loop;
+    -- By numbers, because the statement is printed in the context of every error.
+    return query select p.* from rag._passages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) as p;
     if search.embedding is null and search.mode <> 'lexical' then
         perform rag.prepare_query(search.query);
     end if;
 end
 $$;
 
-comment on function rag.search(text, int, text, jsonb, vector, text, real, real, text) is
+comment on function rag.search(
+    text, int, text, jsonb, vector, text, real, real, text, int, int
+) is
     'The k passages of the caller''s tenant that answer the query best, best first. '
     'query_embedding says what the semantic leg had: given (the caller''s vector), cached (the '
     'model''s for this text), words (the sum of its words'' vectors), or none: then the lexical '
-    'leg served alone.';
+    'leg served alone. With neighbours, content and offsets are those of the passage together with '
+    'so many chunks before and after it.';

@@ -350,10 +350,17 @@ create or replace function rag.status()
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
 declare
     v_vector text := (select e.extversion from pg_extension as e where e.extname = 'vector');
+    -- Of the whole server to administrators; a tenant is told of what is his.
+    v_is_admin boolean := pg_has_role(rag._role(), 'rag_admin', 'member');
+    v_tenants int[] := rag._overseen_tenants();
+    v_partitions int[] := array(
+        select distinct t.partition_id from rag.tenants as t where t.tenant_id = any(v_tenants)
+    );
     v_due interval;
     v_failed bigint;
 begin
@@ -361,35 +368,39 @@ begin
         clock_timestamp() - min(j.due_at) filter (where j.failed_at is null),
         count(*) filter (where j.failed_at is not null)
     into v_due, v_failed
-    from rag.jobs as j;
+    from rag.jobs as j
+    where j.tenant_id = any(v_tenants);
 
-    return query
-    select 'schema', max(g.name), null::text from rag.migrations as g;
-    return query
-    select
-        'postgres', current_setting('server_version'),
-        case
-            when s.version between 160000 and 160014
-                or s.version between 170000 and 170010
-                or s.version between 180000 and 180004
-                then 'below 16.15, 17.11 or 18.5: this minor release has known security holes '
-                '(CVE-2026-14678). Upgrade when your provider offers it.'
-        end
-    from (select current_setting('server_version_num')::int as version) as s;
-    return query
-    select 'pgvector', v_vector, rag._pgvector_warning(v_vector);
-    -- On our functions' search path: what is there may match a call better than pg_catalog does,
-    -- and runs with the owner's rights. Before PostgreSQL 15 schema public was open by default.
-    return query
-    select
-        'schema of pgvector', n.nspname::text,
-        case when has_schema_privilege('public', n.oid, 'create') then format(
-            'every role may create functions there and so act as rag_owner: '
-            'revoke create on schema %I from public', n.nspname
-        ) end
-    from pg_extension as e
-    join pg_namespace as n on n.oid = e.extnamespace
-    where e.extname = 'vector';
+    if v_is_admin then
+        return query
+        select 'schema', max(g.name), null::text from rag.migrations as g;
+        return query
+        select
+            'postgres', current_setting('server_version'),
+            case
+                when s.version between 160000 and 160014
+                    or s.version between 170000 and 170010
+                    or s.version between 180000 and 180004
+                    then 'below 16.15, 17.11 or 18.5: this minor release has known security holes '
+                    '(CVE-2026-14678). Upgrade when your provider offers it.'
+            end
+        from (select current_setting('server_version_num')::int as version) as s;
+        return query
+        select 'pgvector', v_vector, rag._pgvector_warning(v_vector);
+        -- On our functions' search path: what is there may match a call better than pg_catalog
+        -- does, and runs with the owner's rights. Before PostgreSQL 15 schema public was open by
+        -- default.
+        return query
+        select
+            'schema of pgvector', n.nspname::text,
+            case when has_schema_privilege('public', n.oid, 'create') then format(
+                'every role may create functions there and so act as rag_owner: '
+                'revoke create on schema %I from public', n.nspname
+            ) end
+        from pg_extension as e
+        join pg_namespace as n on n.oid = e.extnamespace
+        where e.extname = 'vector';
+    end if;
     return query
     select 'model', max(m.name) filter (where m.is_active),
         case when not coalesce(bool_or(m.is_active), false)
@@ -416,7 +427,9 @@ begin
     left join rag.word_vector_sets as w on w.model_id = m.model_id
     where m.is_active;
     return query
-    select 'cached queries', count(*)::text, null from rag.query_embeddings;
+    select 'cached queries', count(*)::text, null
+    from rag.query_embeddings as q
+    where q.tenant_id = any(v_tenants);
     -- The table is not logged, so a standby has it not.
     if not pg_is_in_recovery() then
         return query
@@ -426,18 +439,33 @@ begin
                 when min(q.created_at) < clock_timestamp() - interval '1 minute'
                     then 'the oldest waits for more than a minute: is an embedder running?'
             end
-        from rag.queries as q;
+        from rag.queries as q
+        where q.tenant_id = any(v_tenants);
+    end if;
+    if v_is_admin then
+        return query
+        select 'tenants', count(*)::text, null from rag.tenants;
+        return query
+        select 'partitions', count(*)::text, null from rag.partitions;
     end if;
     return query
-    select 'tenants', count(*)::text, null from rag.tenants;
+    select 'documents', count(*)::text, null
+    from rag.documents as d
+    where d.tenant_id = any(v_tenants);
     return query
-    select 'partitions', count(*)::text, null from rag.partitions;
+    select 'chunks', count(*)::text, null
+    from rag.chunks as c
+    where c.partition_id = any(v_partitions) and c.tenant_id = any(v_tenants);
     return query
-    select 'documents', count(*)::text, null from rag.documents;
+    select 'embeddings', count(*)::text, null
+    from rag.embeddings as e
+    where e.partition_id = any(v_partitions) and e.tenant_id = any(v_tenants);
     return query
-    select 'chunks', count(*)::text, null from rag.chunks;
-    return query
-    select 'embeddings', count(*)::text, null from rag.embeddings;
+    select
+        'collections to index anew', count(*)::text,
+        case when count(*) > 0 then 'as their tenant: rag.reindex(), until it returns 0' end
+    from rag.collections as n
+    where n.tenant_id = any(v_tenants) and n.reindexed_to is not null;
     return query
     select
         'jobs waiting', count(*)::text,
@@ -448,7 +476,7 @@ begin
                     date_trunc('second', v_due))
         end
     from rag.jobs as j
-    where j.failed_at is null;
+    where j.tenant_id = any(v_tenants) and j.failed_at is null;
     return query
     select
         'jobs failed', v_failed::text,
@@ -458,9 +486,11 @@ begin
     return query
     select
         'last completion', max(c.completed_at)::text, null
-    from rag.completions as c;
+    from rag.completions as c
+    where c.tenant_id = any(v_tenants);
 end
 $$;
 
 comment on function rag.status() is
-    'Health of everything, a line each; warning is null where all is well.';
+    'Health of everything, a line each; warning is null where all is well. Who is no administrator '
+    'is told of what is his tenant''s.';

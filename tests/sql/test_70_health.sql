@@ -2,7 +2,7 @@
 -- session is in tests/test_queue_races.py.
 
 begin;
-select plan(41);
+select plan(42);
 
 -- Two dimensions, so that vectors can be written by hand.
 do $$
@@ -275,7 +275,8 @@ select results_eq(
     array[
         'schema', 'postgres', 'pgvector', 'schema of pgvector', 'model', 'word vectors',
         'cached queries', 'queries waiting', 'tenants', 'partitions', 'documents', 'chunks',
-        'embeddings', 'jobs waiting', 'jobs failed', 'last completion'
+        'embeddings', 'collections to index anew', 'jobs waiting', 'jobs failed',
+        'last completion'
     ],
     'status has a line for everything'
 );
@@ -333,8 +334,18 @@ select results_eq(
     array['schema'], 'administrators may ask'
 );
 select throws_ok(
-    $$ select pg_temp.seen('thl_app', 'select item from rag.status()') $$,
-    '42501', null, 'applications may not'
+    $$ select pg_temp.seen('thl_nobody', 'select item from rag.status()') $$,
+    '42501', null, 'who is no tenant may not'
+);
+do $$ begin perform rag.grant_tenant('thl_app', 'other'); perform rag.set_tenant('other'); end $$;
+select results_eq(
+    $$ select pg_temp.seen('thl_app', 'select item || '' '' || value from rag.status()
+        where item not in (''model'', ''word vectors'', ''last completion'')') $$,
+    array[
+        'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1', 'embeddings 1',
+        'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0'
+    ],
+    'a tenant is told of his own'
 );
 
 -- Versions of pgvector
