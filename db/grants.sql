@@ -45,6 +45,7 @@ rag.evaluate(text, int, text, real, text, boolean, text),
 rag.compare_runs(int, int),
 rag.active_model(),
 rag.tune(text, text, boolean, boolean, int, int),
+rag.compare_means(int, int),
 rag.progress(),
 rag.status(),
 rag.failures()

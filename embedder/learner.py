@@ -31,6 +31,8 @@ LOOK_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 600.0
 # How often the share that is done is told, for rag.status().
 TELL_SECONDS: Final = 5.0
+# How often it is logged.
+LOG_SECONDS: Final = 30.0
 # Words handed in at a time: about 1 MB.
 BATCH: Final = 500
 
@@ -65,6 +67,7 @@ class Learner:
         self._handed_in = 0
         self._started_at = 0.0
         self._told_at = 0.0
+        self._logged_at = 0.0
         self._look_at = 0.0
 
     @property
@@ -92,7 +95,7 @@ class Learner:
             return False
         LOG.info("learning word vectors", extra=fields(words=len(vocabulary), texts=self._texts))
         self._steps = word_vectors.learn(vocabulary, self._encode, self._texts)
-        self._started_at = self._told_at = time.monotonic()
+        self._started_at = self._told_at = self._logged_at = time.monotonic()
         return True
 
     def compute(self) -> None:
@@ -125,6 +128,10 @@ class Learner:
         if self._set_id is None or time.monotonic() - self._told_at < self._tell_every:
             return
         self._told_at = time.monotonic()
+        if self._told_at - self._logged_at >= LOG_SECONDS:
+            self._logged_at = self._told_at
+            percent = int(100 * self._progress)
+            LOG.info("still learning word vectors", extra=fields(percent=percent))
         if not self._tell(self._lease):
             LOG.warning("another worker learns the word vectors now")
             self._forget()

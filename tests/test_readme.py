@@ -54,7 +54,7 @@ def test_the_session_of_evaluation_works(server: embedded.Server, database: str)
     statements = text.split("```sql\n", 1)[1].split("```", 1)[0]
     put = "select rag.put('Refunds work like this.', 'help/refunds.md') > 0;\n"
     output = psql(server, database, put + statements)
-    assert output.count("(1 row)") == 4
+    assert output.count("(1 row)") == 5
     assert output.count("(2 rows)") == 1
 
 

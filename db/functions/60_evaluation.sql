@@ -308,6 +308,8 @@ begin
     join rag.eval_results as a
         on a.tenant_id = v_tenant and a.run_id = compare_runs.after and a.query_id = b.query_id
     join rag.eval_runs as r on r.tenant_id = v_tenant and r.run_id = b.run_id
+    join rag.eval_runs as n
+        on n.tenant_id = v_tenant and n.run_id = a.run_id and n.eval_set_id = r.eval_set_id
     join rag.eval_queries as q
         on q.tenant_id = v_tenant
         and q.eval_set_id = r.eval_set_id
@@ -319,3 +321,109 @@ $$;
 
 comment on function rag.compare_runs(int, int) is
     'Two runs of one set, question by question, what lost most first.';
+
+create or replace function rag._chance(differences double precision[], seeds bigint[])
+    returns double precision
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- Fisher's randomization test (for rankings: Smucker, Allan and Carterette 2007). Were the two
+    -- alike, each difference could as well have had the other sign. Every choice of signs is tried
+    -- where there are few, else 4,096 that are drawn from the seeds: the same runs, the same p.
+    with
+    given as (
+        select g.difference, g.seed, g.place::int - 1 as place
+        from unnest(differences, seeds) with ordinality as g (difference, seed, place)
+    ),
+    seen as (
+        select coalesce(abs(sum(g.difference)), 0) as total, least(count(*), 12)::int as bits
+        from given as g
+    ),
+    rounds as (
+        select abs(sum(
+            case
+                when cardinality(differences) > 12 and hashint8extended(g.seed, r.round) & 1 = 1
+                    or cardinality(differences) <= 12 and (r.round >> g.place) & 1 = 1
+                    then -g.difference
+                else g.difference
+            end
+        )) as total
+        from seen as s
+        cross join generate_series(0, (1 << s.bits) - 1) as r (round)
+        cross join given as g
+        group by r.round
+    )
+    select coalesce(avg(case when r.total >= s.total - 1e-9 then 1.0 else 0.0 end), 1)
+    from rounds as r
+    cross join seen as s
+$$;
+
+comment on function rag._chance(double precision[], bigint[]) is
+    'How often differences at least as large on average come about when signs are drawn by lot, 0 '
+    'to 1: the two-sided p of a paired randomization test.';
+
+create or replace function rag.compare_means(before int, after int)
+    returns table (
+        label_before text,
+        label_after text,
+        queries int,
+        ndcg_before double precision,
+        ndcg_after double precision,
+        difference double precision,
+        better int,
+        worse int,
+        p double precision
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := (select c.tenant_id from rag._context() as c);
+    v_differences double precision[];
+    v_hashes bigint[];
+begin
+    select
+        array_agg(c.difference order by c.query_id),
+        array_agg(hashtextextended(c.query_id, 0) order by c.query_id)
+    into v_differences, v_hashes
+    from rag.compare_runs(compare_means.before, compare_means.after) as c
+    where c.difference <> 0;
+    return query
+    select
+        b.label,
+        a.label,
+        m.queries,
+        m.ndcg_before,
+        m.ndcg_after,
+        m.ndcg_after - m.ndcg_before,
+        m.better,
+        m.worse,
+        rag._chance(v_differences, v_hashes)
+    from rag.eval_runs as b
+    join rag.eval_runs as a
+        on a.tenant_id = v_tenant
+        and a.run_id = compare_means.after
+        and a.eval_set_id = b.eval_set_id
+    cross join lateral (
+        select
+            count(*)::int as queries,
+            avg(c.ndcg_before) as ndcg_before,
+            avg(c.ndcg_after) as ndcg_after,
+            count(*) filter (where c.difference > 0)::int as better,
+            count(*) filter (where c.difference < 0)::int as worse
+        from rag.compare_runs(compare_means.before, compare_means.after) as c
+    ) as m
+    where b.tenant_id = v_tenant and b.run_id = compare_means.before;
+end
+$$;
+
+comment on function rag.compare_means(int, int) is
+    'Two runs of one set in one row: mean nDCG@k over the questions that both have, how many of '
+    'them got better and worse, and p, how often chance alone makes such a difference.';

@@ -115,7 +115,7 @@ select set_eq(
         -- search and health
         '_candidates', 'document_state', 'explain', 'progress', 'status', 'wait_for',
         -- evaluation
-        'add_judgements', 'compare_runs', 'drop_eval_set', 'evaluate', 'tune',
+        'add_judgements', 'compare_means', 'compare_runs', 'drop_eval_set', 'evaluate', 'tune',
         -- query vectors
         'activate_word_vectors', 'begin_word_vectors', 'claim_queries', 'complete_queries',
         'extend_word_vectors', 'prepare_query', 'put_word_vectors', 'set_query_cache'

@@ -1,7 +1,7 @@
 -- What embeds a query without its model: word vectors, and the cache of exact embeddings.
 
 begin;
-select plan(107);
+select plan(109);
 
 -- pgTAP runs as whoever acts.
 do $$ begin execute format('grant usage on schema %I to public', (
@@ -250,6 +250,43 @@ select results_eq(
     array[0.447, 0.447],
     'passages with the words lead the vector of the words'
 );
+
+savepoint weighing;
+update rag.embeddings as e
+set embedding = '[1,0,0]'
+from rag.chunks as c
+where c.tenant_id = e.tenant_id and c.chunk_id = e.chunk_id and c.content = 'apple cherry';
+create function pg_temp.led(scores double precision[], contents text[])
+    returns numeric[]
+    language sql
+as $$
+    select array(
+        select round(u.x::numeric, 2)
+        from unnest(
+            rag._with_feedback(
+                c.tenant_id, c.partition_id, pg_temp.model(), '[0,0,1]',
+                array(
+                    select k.chunk_id
+                    from rag.chunks as k
+                    where k.tenant_id = c.tenant_id and k.content = any(led.contents)
+                    order by array_position(led.contents, k.content)
+                ),
+                led.scores
+            )::vector::real[]
+        ) as u (x)
+    )
+    from rag._context() as c
+$$;
+-- (0, 3, 0) + (1, 0, 0) / 4 of length 1, and (0, 0, 2).
+select is(
+    pg_temp.led('{2,1}', '{apple banana,apple cherry}'), '{0.04,0.45,0.89}',
+    'a passage with half the score counts a quarter'
+);
+select is(
+    pg_temp.led(null, '{no such passage}'), '{0.00,0.00,1.00}',
+    'without passages the words serve alone'
+);
+rollback to savepoint weighing;
 
 -- The cache --------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 begin;
 
-select plan(30);
+select plan(40);
 
 -- Measures ----------------------------------------------------------------------------------------
 
@@ -101,6 +101,64 @@ select results_eq(
     $$,
     'two runs are compared, what lost most first'
 );
+
+select results_eq(
+    $$
+        select
+            label_before, queries, ndcg_before, ndcg_after, difference, better, worse, p
+        from rag.compare_means((select run_id from first_run), (select run_id from second_run))
+    $$,
+    $$
+        values (
+            'lexical', 2, 1::double precision, 0.5::double precision, -0.5::double precision, 0, 1,
+            1::double precision
+        )
+    $$,
+    'and in one row; one question alone proves nothing'
+);
+do $$
+begin
+    perform rag.add_judgements('orchard', '[{"query_id": "1", "query": "apples", "uri": "a"}]');
+end
+$$;
+create temporary table other_run as select * from rag.evaluate('orchard', mode => 'lexical');
+select is_empty(
+    format(
+        'select from %s((select run_id from first_run), (select run_id from other_run))', w.name
+    ),
+    'runs of two sets are not compared by ' || w.name
+)
+from (values ('rag.compare_runs'), ('rag.compare_means')) as w (name);
+
+-- Chance ------------------------------------------------------------------------------------------
+
+select is(rag._chance(w.differences, w.seeds), w.chance::double precision, w.sentence)
+from (
+    values
+    (null::double precision[], null::bigint[], 1::numeric, 'no difference is by chance'),
+    ('{0.5}', '{7}', 1, 'one difference may have either sign'),
+    -- Of the eight ways to give signs two make 3, the other way round as well.
+    ('{1,1,1}', '{7,8,9}', 0.25, 'three of one sign: two of eight'),
+    ('{1,1,-1}', '{7,8,9}', 1, 'whatever the signs, three ones make at least 1')
+) as w (differences, seeds, chance, sentence);
+select ok(
+    rag._chance(array_fill(0.1::double precision, array[40]), array_agg(n)) < 0.001,
+    'forty of one sign are no chance'
+)
+from generate_series(1, 40) as n;
+-- By the normal distribution: 14 above 26 of 40 coin flips, p = 0.06 to 0.09.
+select ok(
+    rag._chance(array_agg(case when n <= 26 then 0.1 else -0.1 end), array_agg(n))
+    between 0.05 and 0.11,
+    '26 against 14 may be chance'
+)
+from generate_series(1, 40) as n;
+select is(
+    rag._chance(array_agg(0.1 + n / 100.0), array_agg(n)),
+    rag._chance(array_agg(-0.1 - n / 100.0), array_agg(n)),
+    'better or worse is the same'
+)
+from generate_series(1, 20) as n;
 
 -- Others, and mistakes ----------------------------------------------------------------------------
 
