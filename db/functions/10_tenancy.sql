@@ -277,6 +277,12 @@ begin
     delete from rag.jobs as j where j.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'jobs', v_rows;
+    if rag.cancel_move(drop_tenant.name) then
+        v_rows := 1;
+    else
+        v_rows := 0;
+    end if;
+    return query select 'moves', v_rows;
     delete from rag.queries as q where q.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'queries', v_rows;

@@ -51,6 +51,8 @@ begin
     -- Made apart and attached: "partition of" would lock the parent against every search.
     execute format('create table rag_data.%I (like %s including all)',
         _create_child.child, _create_child.template);
+    -- Searches name it, with the owner's rights, also if a superuser has made it.
+    execute format('alter table rag_data.%I owner to rag_owner', _create_child.child);
     perform rag._secure_table(format('rag_data.%I', _create_child.child)::regclass, 'tenant_id');
     execute format('alter table rag_data.%I add constraint is_of_key check (%I = %s)',
         _create_child.child,

@@ -19,7 +19,7 @@ create or replace function rag._move_tables(tenant_id int, partition_id int)
     )
     language sql
     stable
-    parallel unsafe
+    parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
@@ -71,6 +71,7 @@ begin
         'create table rag_data.%I (like %s including all excluding indexes)',
         _create_copy.child, _create_copy.template
     );
+    execute format('alter table rag_data.%I owner to rag_owner', _create_copy.child);
     perform rag._secure_table(format('rag_data.%I', _create_copy.child)::regclass, 'tenant_id');
     execute format('alter table rag_data.%I set (toast_tuple_target = 8160)', _create_copy.child);
     -- With these to prove it, attaching reads no row.
@@ -241,65 +242,66 @@ comment on function rag._copy_changes(regclass, regclass, text, text, int, int) 
     'Copy again what has changed in one table since it was copied, what is gone too; returns how '
     'many rows that were.';
 
-create or replace function rag._next_index(parent regclass, child regclass, model_id int)
-    returns text
+create or replace function rag._create_next_index(parent regclass, child regclass, model_id int)
+    returns boolean
     language plpgsql
-    stable
+    volatile
     parallel unsafe
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
 declare
-    v_statement text;
-    v_dimensions int := (
-        select m.dimensions from rag.models as m where m.model_id = _next_index.model_id
-    );
+    v_key text;
+    v_index text;
 begin
     -- Those of the parent, or attaching would build them while everybody waits.
     select
-        case
-            when p.indisprimary then format(
-                'alter table %s add %s', _next_index.child, pg_get_constraintdef(k.oid)
-            )
-            else regexp_replace(
-                pg_get_indexdef(p.indexrelid), ' INDEX .* USING ',
-                format(' INDEX ON %s USING ', _next_index.child)
-            )
-        end
-    into v_statement
+        pg_get_constraintdef(k.oid),
+        substring(pg_get_indexdef(p.indexrelid) from ' USING .*')
+    into v_key, v_index
     from pg_index as p
     left join pg_constraint as k on k.conindid = p.indexrelid and k.contype = 'p'
     where
-        p.indrelid = _next_index.parent
+        p.indrelid = _create_next_index.parent
         and not exists (
             select
             from pg_index as c
             where
-                c.indrelid = _next_index.child
+                c.indrelid = _create_next_index.child
                 and substring(pg_get_indexdef(c.indexrelid) from ' USING .*')
                 = substring(pg_get_indexdef(p.indexrelid) from ' USING .*')
         )
     order by p.indisprimary desc, p.indexrelid
     limit 1;
-    if v_statement is null and _next_index.model_id is not null and not exists (
+    if v_key is not null then
+        execute format('alter table %s add %s', _create_next_index.child, v_key);
+    elsif v_index is not null then
+        execute format('create index on %s %s', _create_next_index.child, v_index);
+    elsif _create_next_index.model_id is not null and not exists (
         select
         from pg_index as c
         join pg_class as i on i.oid = c.indexrelid
         join pg_am as a on a.oid = i.relam and a.amname = 'hnsw'
-        where c.indrelid = _next_index.child
+        where c.indrelid = _create_next_index.child
     ) then
         -- The size is in the expression: a column of its own type could not be in a partition.
-        v_statement := format(
+        execute format(
             'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
-            _next_index.child, v_dimensions
+            _create_next_index.child,
+            (
+                select m.dimensions from rag.models as m
+                where m.model_id = _create_next_index.model_id
+            )
         );
+    else
+        return false;
     end if;
-    return v_statement;
+    return true;
 end
 $$;
 
-comment on function rag._next_index(regclass, regclass, int) is
-    'The statement for an index that a partition to be still lacks; null if it has them all.';
+comment on function rag._create_next_index(regclass, regclass, int) is
+    'Create an index that a partition to be still lacks; false if it has them all.';
 
 create or replace function rag._begin_move(tenant text)
     returns int
@@ -435,7 +437,6 @@ as $$
 declare
     v_move rag.moves;
     v_table record;
-    v_statement text;
     v_rows bigint := 0;
 begin
     begin
@@ -446,14 +447,14 @@ begin
     exception
         when lock_not_available then
             raise exception 'another session moves this tenant' using
-                errcode = 'object_in_use',
+                errcode = 'lock_not_available',
                 detail = format('Tenant %s is locked by it in rag.moves.', _move_on.tenant_id),
                 hint = 'Nothing is lost. If that session ends before the move does, call '
                 'rag.isolate_tenant again: it goes on where it was.';
     end;
     if v_move.tenant_id is null then
         raise exception 'the move was given up' using
-            errcode = 'query_canceled',
+            errcode = 'object_not_in_prerequisite_state',
             detail = 'Another session called rag.cancel_move or rag.pool_tenant.',
             hint = 'The tenant is where he was before.';
     end if;
@@ -478,11 +479,9 @@ begin
         for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
         loop
             continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
-            v_statement := rag._next_index(
+            if rag._create_next_index(
                 v_table.template, format('rag_data.%I', v_table.child)::regclass, v_table.model_id
-            );
-            if v_statement is not null then
-                execute v_statement;
+            ) then
                 return 'indexing';
             end if;
         end loop;
@@ -660,7 +659,7 @@ $$;
 comment on function rag._pool(text) is
     'Put a tenant''s rows back into a shared partition; a no-op if he is in one.';
 
-create or replace function rag._drop_empty_partitions()
+create or replace function rag.drop_empty_partitions()
     returns boolean
     language plpgsql
     volatile
@@ -703,8 +702,9 @@ exception
 end
 $$;
 
-comment on function rag._drop_empty_partitions() is
-    'Drop the partitions of their own that tenants have left; false if somebody uses one just now.';
+comment on function rag.drop_empty_partitions() is
+    'Drop the partitions of their own that tenants have left or that dropped tenants had; false if '
+    'somebody uses one just now.';
 
 create or replace procedure rag.pool_tenant(name text)
     language plpgsql
@@ -716,9 +716,9 @@ begin
     perform rag._pool(pool_tenant.name);
     commit;
     -- Searches that began before still read the old tables. What somebody uses for more than 10 s
-    -- goes with the next tenant.
+    -- is left to rag.drop_empty_partitions().
     for n in 1 .. 50 loop
-        exit when rag._drop_empty_partitions();
+        exit when rag.drop_empty_partitions();
         commit;
         perform pg_catalog.pg_sleep(0.2);
     end loop;

@@ -186,14 +186,17 @@ begin
         return null;
     end if;
     if _within.filter is not null or _within.collection_id is not null then
-        execute 'select avg((($1 is null or c.collection_id = $1) '
-        'and ($2 is null or coalesce(c.metadata @@ $2, false)))::int) '
-        'from ' || rag._sampled(v_chunks, 'c', 100)
+        execute format(
+            'select avg((($1 is null or c.collection_id = $1) '
+            'and ($2 is null or coalesce(c.metadata @@ $2, false)))::int) from %s',
+            rag._sampled(v_chunks, 'c', 100)
+        )
         into v_share using _within.collection_id, _within.filter;
     end if;
     if _within.must is not null then
-        execute 'select $2 * avg((l.lexemes @@ $1)::int) '
-        'from ' || rag._sampled(v_lexemes, 'l', 100)
+        execute format(
+            'select $2 * avg((l.lexemes @@ $1)::int) from %s', rag._sampled(v_lexemes, 'l', 100)
+        )
         into v_share using _within.must, coalesce(v_share, 1);
     end if;
     v_rows := (rag._lexical_totals(_within.tenant_id)).chunks;
@@ -237,9 +240,11 @@ create or replace function rag._spread(
 as $$
 begin
     -- 50 pages are some 480 vectors: mean and deviation to a few hundredths of what they are.
-    execute 'select avg(1 - (e.embedding <=> $1)), stddev_pop(1 - (e.embedding <=> $1)) '
-    'from ' || rag._sampled(
-        format('embeddings_m%s_p%s', _spread.model_id, _spread.partition_id), 'e', 50
+    execute format(
+        'select avg(1 - (e.embedding <=> $1)), stddev_pop(1 - (e.embedding <=> $1)) from %s',
+        rag._sampled(
+            format('embeddings_m%s_p%s', _spread.model_id, _spread.partition_id), 'e', 50
+        )
     )
     into mean, deviation
     using _spread.query;

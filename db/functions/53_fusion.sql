@@ -56,6 +56,9 @@ create or replace function rag._support(
     set jit = off
 as $$
 begin
+    if _support.best is null then
+        return;
+    end if;
     return query execute format(
         'select e.chunk_id, 1 - (e.embedding <=> b.embedding) '
         'from rag_data.embeddings_m%1$s_p%2$s as b '
@@ -69,7 +72,7 @@ end
 $$;
 
 comment on function rag._support(int, int, int, bigint, bigint[]) is
-    'How near each of these chunks is in meaning to the best by both legs: what is like a good '
+    'How near each of these chunks is in meaning to the best by both legs, if there is one: what is like a good '
     'answer is likelier to be one (Jardine and van Rijsbergen 1971). The best stays the best, what '
     'resembles it comes up behind it.';
 
@@ -165,11 +168,16 @@ begin
             * (p.similarity * c.slope + c.intercept) as support
         from rag._support(
             _fuse.tenant_id, _fuse.partition_id, _fuse.model_id,
-            (select f.chunk_id from fused as f order by f.standard desc, f.chunk_id limit 1),
+            (
+                select f.chunk_id
+                from fused as f
+                where v_is_supported
+                order by f.standard desc, f.chunk_id
+                limit 1
+            ),
             array(select f.chunk_id from fused as f)
         ) as p
         cross join scale as c
-        where v_is_supported
     ),
     ordered as (
         select

@@ -334,7 +334,8 @@ begin
             v_vector, v_must, v_depth, v_within
         );
         v_fused := rag._fuse(
-            v_context.tenant_id, v_context.partition_id, v_model.model_id, v_legs.lexical_chunks, v_legs.lexical_scores, v_legs.lexical_standards,
+            v_context.tenant_id, v_context.partition_id, v_model.model_id,
+            v_legs.lexical_chunks, v_legs.lexical_scores, v_legs.lexical_standards,
             v_legs.semantic_chunks, v_legs.similarities, v_legs.semantic_standards,
             v_fusion, v_weight
         );

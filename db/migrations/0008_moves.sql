@@ -8,7 +8,7 @@ comment on column rag.tenants.hnsw_models is
 
 create table rag.moves (
     tenant_id int primary key references rag.tenants (tenant_id) on delete cascade,
-    partition_id int not null unique,
+    partition_id int not null,
     stage text not null default 'copying',
     passes int not null default 0,
     rows bigint not null default 0,

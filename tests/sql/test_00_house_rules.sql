@@ -11,6 +11,7 @@ select
     p.oid,
     p.proname as name,
     p.oid::regprocedure::text as signature,
+    p.prokind as kind,
     p.proowner as owner,
     p.prosrc as body,
     -- Without comments, and without strings.
@@ -52,6 +53,8 @@ select is_empty(
         from functions as f
         where
             not f.is_atomic
+            -- A procedure that commits cannot have one: it names everything with its schema.
+            and f.kind <> 'p'
             and not coalesce(f.settings, '{}') && (
                 -- The one clause, with the schema that holds pgvector in its middle.
                 select array[format('search_path=pg_catalog, %I, pg_temp', n.nspname)]
@@ -100,6 +103,7 @@ select set_eq(
     array[
         -- tenants
         '_context', '_policy_tenant', 'create_tenant', 'current_tenant', 'drop_tenant',
+        '_begin_move', '_move_on', '_pool', 'cancel_move', 'drop_empty_partitions',
         'grant_all_tenants', 'grant_tenant', 'revoke_all_tenants', 'revoke_tenant', 'set_tenant',
         -- documents
         'alter_collection', 'create_collection', 'delete', 'put', 'put_many', 'reindex',
@@ -123,8 +127,9 @@ select set_eq(
     'the functions that run with the owner''s rights are these'
 );
 
--- Private is what nobody may call. Four are granted all the same: row-level security asks
--- _policy_tenant as the caller, rag.search calls _passages, _context and _candidates as the caller.
+-- Private is what nobody may call. Seven are granted all the same: row-level security asks
+-- _policy_tenant as the caller, rag.search calls _passages, _context and _candidates as the caller,
+-- and procedures, which have no rights of their own, the steps of a move.
 select set_eq(
     $$
         select distinct f.name::text
@@ -132,8 +137,10 @@ select set_eq(
         cross join aclexplode(f.acl) as a
         where f.name like '\_%' and a.grantee <> f.owner
     $$,
-    array['_policy_tenant', '_context', '_candidates', '_passages'],
-    'no role may execute a private function, but for four'
+    array[
+        '_policy_tenant', '_context', '_candidates', '_passages', '_begin_move', '_move_on', '_pool'
+    ],
+    'no role may execute a private function, but for seven'
 );
 select is_empty(
     $$

@@ -327,6 +327,7 @@ begin
     from rag.claim_queries('w', 'all-MiniLM-L6-v2') as q
     group by q.lease_token;
     perform rag.prepare_query('more tunnels');
+    perform rag._begin_move('globex');
 end
 $$;
 

@@ -149,7 +149,7 @@ from (
     ('"green apple"', 'a', null, null, 10, null,
         'a phrase is missing or an excluded word is there: ''green'' <-> ''appl'''),
     ('apple', 'd', null, null, 1, null, 'place 2 is below the first k'),
-    ('apple', 'b', null, null, 10, 1, 'its score 0.0772 is below min_score 1')
+    ('apple', 'b', null, null, 10, 1, 'its score -0.2617 is below min_score 1')
 ) as w (query, uri, filter, collection, k, min_score, reason);
 select is(
     pg_temp.told('banana', 'absent', 'd'),
