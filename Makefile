@@ -72,8 +72,9 @@ test: lint ## Lint, then every test on an embedded server of its own
 	@unset DATABASE_URL; $(python) -m pytest $(ARGS)
 
 .PHONY: test-large
-test-large: $(ready) ## What takes long: a document of 50 MB
+test-large: $(ready) ## What takes long: a document of 50 MB, a tenant of 50,000 chunks, 100 moves
 	@unset DATABASE_URL; RAGDB_TEST_MB=50 $(python) -m pytest tests/test_ingest_sql.py -k large -s $(ARGS)
+	@unset DATABASE_URL; RAGDB_TEST_CHUNKS=50000 RAGDB_TEST_MOVES=100 $(python) -m pytest tests/test_moves.py tests/test_semantic_leg.py $(ARGS)
 
 .PHONY: test-crash
 test-crash: $(ready) ## Kill embedders and the server at 200 random moments (RAGDB_TEST_MOMENTS, RAGDB_TEST_SEED)
@@ -161,6 +162,14 @@ search:
 .PHONY: eval
 eval: $(ready) ## Measure nDCG, recall and MRR of every leg and fusion on judged collections (../shared/data)
 	@$(python) -m loadtests.evaluate $(ARGS)
+
+.PHONY: bench-data
+bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences into the benchmarks' own server
+	@$(python) -m loadtests.bench_data $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: bench-search
+bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd
+	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 .PHONY: clean
 clean: ## Stop the local Postgres; delete .venv, .ragdb (with the local database) and the caches

@@ -177,8 +177,8 @@ def recall(
 def report(times: dict[str, list[float]], recalls: dict[str, float], title: str) -> None:
     """Print the table."""
     table = Table(title=title)
-    for column in ("", "p50 ms", "p95 ms", "p99 ms", "p50 ratio", "p95 ratio", "recall@10"):
-        table.add_column(column, justify="left" if not column else "right")
+    for column in ("kind", "p50 ms", "p95 ms", "p99 ms", "p50 ratio", "p95 ratio", "recall@10"):
+        table.add_column(column, justify="left" if column == "kind" else "right", no_wrap=True)
     base = np.percentile(next(iter(times.values())), [50, 95, 99])
     by_kind = {f"hybrid, k = 10{name}": value for name, value in recalls.items() if name}
     by_kind["semantic, k = 10"] = recalls.get("", float("nan"))

@@ -320,6 +320,8 @@ def test_a_function_that_left_the_files_leaves_the_database(
     tree: Tree, empty_database: str
 ) -> None:
     tree.write("functions/30_removed.sql", REMOVED)
+    # Grants write the rows of all functions.
+    tree.write("grants.sql", "revoke all on all routines in schema rag from public;")
     tree.migrate(empty_database)
     assert "rag.second()" in functions(empty_database)
     tree.remove("functions/30_removed.sql")

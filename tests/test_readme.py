@@ -14,7 +14,11 @@ README = Path(__file__).parents[1] / "README.md"
 PROMPT = re.compile(r"^ragdb[=\-'(]# ")
 
 
-SESSIONS = (README, README.parent / "docs" / "search.md")
+SESSIONS = (
+    README,
+    README.parent / "docs" / "search.md",
+    README.parent / "docs" / "partitions.md",
+)
 
 
 def session(path: Path) -> tuple[str, str]:

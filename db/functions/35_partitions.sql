@@ -110,7 +110,8 @@ begin
         where p.partition_id = _create_embedding_child.partition_id and p.kind = 'dedicated'
     ) then
         execute format(
-            'create index on rag_data.%I using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
+            'create index on rag_data.%I using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
+            'with (m = 24, ef_construction = 128)',
             v_child, v_dimensions
         );
         update rag.tenants as t

@@ -286,7 +286,8 @@ begin
     ) then
         -- The size is in the expression: a column of its own type could not be in a partition.
         execute format(
-            'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops)',
+            'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
+            'with (m = 24, ef_construction = 128)',
             _create_next_index.child,
             (
                 select m.dimensions from rag.models as m

@@ -55,18 +55,24 @@ comment on function rag._own_models() is
 
 create or replace function rag._active_model(tenant_id int)
     returns rag.models
-    language sql
+    language plpgsql
     stable
-    parallel safe
+    parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
-    select m
-    from rag.models as m
-    where m.model_id = coalesce(
-        (select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id),
-        (select a.model_id from rag.models as a where a.is_active)
-    )
+begin
+    return (
+        select m
+        from rag.models as m
+        where m.model_id = coalesce(
+            (select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id),
+            (select a.model_id from rag.models as a where a.is_active)
+        )
+    );
+end
 $$;
 
 comment on function rag._active_model(int) is

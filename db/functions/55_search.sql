@@ -134,18 +134,23 @@ as $$
 #variable_conflict use_column
 declare
     v_has_lexical boolean := _legs.mode <> 'semantic';
+    -- What holds the query's words tells an index scan that it went astray.
+    v_has_seeds boolean := _legs.kind <> 'none'
+        and rag._has_hnsw(_legs.tenant_id, _legs.model_id);
     v_embedding halfvec := _legs.embedding;
+    v_seeds bigint[];
 begin
-    if v_has_lexical or _legs.kind = 'words' then
+    if v_has_lexical or _legs.kind = 'words' or v_has_seeds then
         select
             array_agg(l.chunk_id order by l.score desc, l.chunk_id),
             array_agg(l.score order by l.score desc, l.chunk_id),
             array_agg(l.standard order by l.score desc, l.chunk_id)
         into lexical_chunks, lexical_scores, lexical_standards
         from rag._lexical_leg(
-            _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id, _legs.filter,
+            _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id,
+            case when v_has_lexical or _legs.kind = 'words' then _legs.filter end,
             case when v_has_lexical then _legs.depth else rag._feedback_depth() end,
-            _legs.within
+            case when v_has_lexical or _legs.kind = 'words' then _legs.within end
         ) as l;
         if rag._is_traced() then
             perform rag._note('lexical leg', jsonb_build_object(
@@ -166,6 +171,7 @@ begin
             ));
         end if;
     end if;
+    v_seeds := lexical_chunks;
     if not v_has_lexical then
         lexical_chunks := null;
         lexical_scores := null;
@@ -179,7 +185,8 @@ begin
         into semantic_chunks, similarities, semantic_standards
         from rag._semantic_leg(
             _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding,
-            _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within
+            _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within,
+            v_seeds[:20]
         ) as s;
         if rag._is_traced() then
             perform rag._note('semantic leg', jsonb_build_object(
