@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -27,18 +27,53 @@ DEFAULT_MODEL: Final = "all-MiniLM-L6-v2"
 HIDDEN: Final = "***"
 
 
+class Secret:
+    """A text that shows only when it is asked for: not in a log, a traceback or a repr."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"Secret({HIDDEN if self._text else ''})"
+
+    def __str__(self) -> str:
+        return HIDDEN if self._text else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the embedder was told; made by `from_environment`."""
 
-    database_url: str
-    listen_url: str
+    # They may hold passwords.
+    database_url: str = field(repr=False)
+    listen_url: str = field(repr=False)
     model: str
     batch: int
     poll_seconds: float
     lease_seconds: float
+    grace_seconds: float
     device: str
     threads: int
+    backend: str
+    api_key: Secret
+    api_hosts: tuple[str, ...]
+    http_port: int
+    http_address: str
     log: Literal["human", "json"]
     offline: bool
     word_vector_texts: int
@@ -59,8 +94,14 @@ class Settings:
             batch=_whole(given, "RAGDB_BATCH", 64, 1, 10_000),
             poll_seconds=_seconds(given, "RAGDB_POLL_SECONDS", 1.0, 0.05, 3600),
             lease_seconds=_seconds(given, "RAGDB_LEASE_SECONDS", 120.0, 1, 86_400),
+            grace_seconds=_seconds(given, "RAGDB_GRACE_SECONDS", 5.0, 0, 3600),
             device=_device(given),
             threads=_whole(given, "RAGDB_THREADS", cores(), 1, 1024),
+            backend=_choice(given, "RAGDB_BACKEND", "auto", "torch", "torch-bf16", "torch-int8"),
+            api_key=_key(given),
+            api_hosts=tuple(given.get("RAGDB_API_HOSTS", "").lower().replace(",", " ").split()),
+            http_port=_whole(given, "RAGDB_HTTP_PORT", 0, 0, 65_535),
+            http_address=given.get("RAGDB_HTTP_ADDRESS", "").strip() or "127.0.0.1",
             log=cast("Literal['human', 'json']", _choice(given, "RAGDB_LOG", "human", "json")),
             offline=_choice(given, "HF_HUB_OFFLINE", "0", "1") == "1",
             word_vector_texts=_whole(given, "RAGDB_WORD_VECTOR_TEXTS", 16_000, 0, 1_000_000),
@@ -99,12 +140,35 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         "time after which the jobs of a dead worker are taken over",
         lambda s: f"{s.lease_seconds:g}",
     ),
+    Variable(
+        "RAGDB_GRACE_SECONDS",
+        "longest wait for the model when it is told to stop",
+        lambda s: f"{s.grace_seconds:g}",
+    ),
     Variable("RAGDB_DEVICE", "auto, cpu, cuda, cuda:N or mps", lambda s: s.device),
     Variable(
         "RAGDB_THREADS",
         "threads for computing; default: the cores this process may use",
         lambda s: str(s.threads),
     ),
+    Variable(
+        "RAGDB_BACKEND",
+        "what computes on a CPU: auto (the fastest that is true to float32), torch, torch-bf16 "
+        "or torch-int8",
+        lambda s: s.backend,
+    ),
+    Variable("RAGDB_API_KEY", "the key of a provider by HTTP", lambda s: str(s.api_key)),
+    Variable(
+        "RAGDB_API_HOSTS",
+        "the only hosts that a model's url may name; default: any",
+        lambda s: " ".join(s.api_hosts),
+    ),
+    Variable(
+        "RAGDB_HTTP_PORT",
+        "port for /metrics and /healthz; 0: none",
+        lambda s: str(s.http_port),
+    ),
+    Variable("RAGDB_HTTP_ADDRESS", "address to serve them at", lambda s: s.http_address),
     Variable(
         "RAGDB_WORD_VECTOR_TEXTS",
         "texts that word vectors are learned from; 0: do not learn them",
@@ -239,11 +303,20 @@ def _seconds(
     return seconds
 
 
-def _choice(given: Mapping[str, str], name: str, default: str, other: str) -> str:
+def _choice(given: Mapping[str, str], name: str, default: str, *others: str) -> str:
     value = given.get(name, "").strip() or default
-    if value not in {default, other}:
-        raise SettingsError(f"{name} must be {default} or {other}, not {value!r}")
+    choices = [default, *others]
+    if value not in choices:
+        listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise SettingsError(f"{name} must be {listed}, not {value!r}")
     return value
+
+
+def _key(given: Mapping[str, str]) -> Secret:
+    value = given.get("RAGDB_API_KEY", "").strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", value):
+        raise SettingsError("RAGDB_API_KEY must be ASCII without spaces (not shown here)")
+    return Secret(value)
 
 
 def _device(given: Mapping[str, str]) -> str:

@@ -119,15 +119,15 @@ def is_transient(error: psycopg.Error) -> bool:
     return error.sqlstate.startswith(TRANSIENT)
 
 
-def backoff() -> Generator[float]:
-    """Seconds to wait before each further attempt: 0.2 doubling to 5.
+def backoff(first: float = FIRST_BACKOFF, last: float = LAST_BACKOFF) -> Generator[float]:
+    """Seconds to wait before each further attempt: `first` doubling to `last`.
 
     A jitter of a quarter keeps workers from coming back all at once.
     """
-    seconds = FIRST_BACKOFF
+    seconds = first
     while True:
         yield seconds * random.uniform(0.75, 1.25)
-        seconds = min(LAST_BACKOFF, seconds * 2)
+        seconds = min(last, seconds * 2)
 
 
 class Session:
@@ -142,6 +142,8 @@ class Session:
         self._name = name
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self.reconnects = 0
+        # Why the statement under way is not answered, for whoever asks from another thread.
+        self.trouble: str | None = None
 
     def open(self) -> None:
         """Connect for the first time; unlike later, what fails now is raised at once."""
@@ -208,7 +210,9 @@ class Session:
                         "the database answers again",
                         extra=fields(seconds=time.monotonic() - since),
                     )
+                self.trouble = None
                 return result
+            self.trouble = why
             if since is None:
                 since = time.monotonic()
                 LOG.warning("the database does not answer, trying again", extra=fields(reason=why))

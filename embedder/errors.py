@@ -1,6 +1,7 @@
 """The errors of ragdb: class RG of the database mirrored by SQLSTATE, and those of the embedder.
 
-The docstring of a class, without its full stop, is its message when the database gives none.
+The first line of a class's docstring, without its full stop, is its message when the database gives
+none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class RagdbError(Exception):
     def __init__(
         self, message: str | None = None, *, detail: str | None = None, hint: str | None = None
     ) -> None:
-        self.message = message or (type(self).__doc__ or "").rstrip(".")
+        self.message = message or (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
         self.detail = detail
         self.hint = hint
         super().__init__(self.message)
@@ -104,6 +105,32 @@ class UnreachableError(RagdbError):
 
 class ModelError(RagdbError):
     """the embedding model cannot be used."""
+
+
+class ProviderAwayError(RagdbError):
+    """the provider of the model does not answer.
+
+    `retry_after` is the number of seconds that it wants to be left alone, if it said so;
+    `is_limit` tells that it works and only asks for less.
+    """
+
+    retry_after: float | None
+    is_limit: bool
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, is_limit: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.is_limit = is_limit
+
+
+class ProviderStumbledError(RagdbError):
+    """the provider of the model fails over these texts, and works for others."""
+
+
+class TextRefusedError(RagdbError, ValueError):
+    """the provider of the model refuses this text."""
 
 
 class StoppedError(RagdbError):

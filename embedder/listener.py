@@ -55,6 +55,7 @@ class Listener:
         """
         deadline = time.monotonic() + seconds
         while not self._stop.requested and (left := deadline - time.monotonic()) > 0:
+            self._stop.on_slice()
             if self._connection is None:
                 if self._connect():
                     self._say("worker_idle")

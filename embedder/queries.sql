@@ -95,6 +95,15 @@ select
     coalesce(sum(p.failed), 0)::int8 as failed
 from rag.progress() as p
 
+-- name: queue
+-- The queue over all tenants and models.
+select
+    coalesce(sum(p.waiting), 0)::int8 as waiting,
+    coalesce(sum(p.leased), 0)::int8 as leased,
+    coalesce(sum(p.failed), 0)::int8 as failed,
+    coalesce(extract(epoch from max(p.oldest_waiting)), 0)::float8 as age
+from rag.progress() as p
+
 -- name: listen
 -- Subscribe to the doorbell.
 listen rag_jobs

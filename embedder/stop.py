@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 # A signal handler cannot wake a wait of psycopg or of a lock, so every wait is cut into slices of
@@ -22,6 +23,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        # Called with every slice of a wait: whoever waits is alive.
+        self.on_slice: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Take SIGINT and SIGTERM: the first asks for a stop, the second ends the process."""
@@ -32,6 +35,7 @@ class Stop:
         """Sleep for `seconds`, or until a stop is requested."""
         deadline = time.monotonic() + seconds
         while not self.requested and (left := deadline - time.monotonic()) > 0:
+            self.on_slice()
             time.sleep(min(left, SLICE_SECONDS))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -26,12 +27,13 @@ from pgvector import Vector
 from embedder import logs, models
 from embedder.config import Settings, redacted
 from embedder.database import Session, reason
-from embedder.errors import ModelError, StoppedError
+from embedder.errors import ModelError, ProviderAwayError, RagdbError, StoppedError
+from embedder.health import Monitor, Vitals
 from embedder.learner import Learner
 from embedder.listener import Listener
 from embedder.logs import fields
-from embedder.model_set import Load, ModelSet
-from embedder.models import EmbeddingModel, ModelRow
+from embedder.model_set import Load, ModelSet, Trouble
+from embedder.models import EmbeddingModel, ModelRow, token_batches
 from embedder.stop import SLICE_SECONDS, Stop
 
 if TYPE_CHECKING:
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-# Longest wait for the texts in the model's hands when a stop is requested.
-GRACE_SECONDS: Final = 5.0
 # What was embedded is handed in at least this often: that much work a crash can cost.
 FLUSH_SECONDS: Final = 2.0
 # Between looks at jobs that are due and were not given: another worker's claim is at work on them.
@@ -53,6 +53,8 @@ CONTENDED_SECONDS: Final = 0.05
 MODELS_SECONDS: Final = 1.0
 # Queries embedded at once: a second's work, which a new job may have to wait for.
 QUERIES_AT_ONCE: Final = 64
+# `--once` gives up a model after so many failures of its provider in a row: about half a minute.
+ONCE_FAILURES: Final = 5
 # Unit vectors in float32 are off by 1e-6; a model that does not normalise is off by far more.
 NORM_TOLERANCE: Final = 1e-3
 
@@ -110,17 +112,6 @@ class Failed:
 Outcome = Embedded | Failed
 
 
-@dataclass(slots=True)
-class Totals:
-    """What a worker has done since it started."""
-
-    batches: int = 0
-    embedded: int = 0
-    stale: int = 0
-    failed: int = 0
-    queries: int = 0
-
-
 class Lease:
     """The claim of some jobs for a while."""
 
@@ -158,17 +149,22 @@ class Worker:
         settings: Settings,
         model: EmbeddingModel | None = None,
         stop: Stop | None = None,
+        monitor: Monitor | None = None,
         *,
         load: Load | None = None,
     ) -> None:
-        self.totals = Totals()
+        self._monitor = monitor or Monitor(Vitals(), settings.database_url)
+        self._vitals = self._monitor.vitals
+        self.totals = self._vitals.totals
         self._settings = settings
-        self._models = ModelSet(load or partial(models.load, settings), model)
+        self._models = ModelSet(load or partial(models.load, settings, measure=True), model)
         self._models_at = 0.0
         self.stop = stop or Stop()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._lease = timedelta(seconds=settings.lease_seconds)
         self._session = Session(settings.database_url, self.stop, name="ragdb embedder")
+        self._vitals.database_trouble = lambda: self._session.trouble
+        self._vitals.reconnects = lambda: self._session.reconnects
         self._listener = Listener(settings.listen_url, self.stop, name="ragdb listener")
         # The model computes in a thread of its own, so that this one can keep the lease alive and
         # hear a signal. It is a single thread: torch takes the cores it needs itself.
@@ -186,28 +182,17 @@ class Worker:
         """Work until a stop is requested, or with `once` until nothing is due.
 
         Returns the exit code: 1 if it ran once and jobs failed, otherwise 0. Raises
-        UnreachableError, NotMigratedError or ModelError when it cannot start.
+        UnreachableError, NotMigratedError or ModelError when it cannot start; later a model that
+        does not work is set aside and waited for, but with `once` ModelError ends it.
         """
         try:
             self._session.open()
-            first = self._first_model()
-            LOG.info(
-                "ready",
-                extra=fields(
-                    model=first.name,
-                    dimensions=first.dimensions,
-                    threads=self._settings.threads,
-                    batch=self._settings.batch,
-                    database=redacted(self._settings.database_url),
-                ),
-            )
-            while (jobs := self._next_jobs(once=once)) and not self.stop.requested:
+            self._begin()
+            while not self.stop.requested and (jobs := self._next_jobs(once=once)):
                 self._work(jobs)
                 # A share of the time even under load: else whoever loads a million passages
                 # would have no word vectors before the last of them.
                 self._learn()
-            if jobs:
-                Lease(self._session, jobs[0].lease_token, self._settings.lease_seconds).release()
             for learner in self._learners.values():
                 learner.give_up()
         except StoppedError:
@@ -216,6 +201,8 @@ class Worker:
             self._listener.close()
             self._session.close()
             self._computer.shutdown(wait=False, cancel_futures=True)
+            if not self.is_computing:
+                self._models.close()
         LOG.info(
             "stopped",
             extra=fields(
@@ -223,34 +210,93 @@ class Worker:
                 embedded=self.totals.embedded,
                 stale=self.totals.stale,
                 failed=self.totals.failed,
+                truncated=self.totals.truncated,
                 queries=self.totals.queries,
                 reconnects=self._session.reconnects,
             ),
         )
         return 1 if once and self.totals.failed else 0
 
-    def _first_model(self) -> EmbeddingModel:
-        """The first model that can be used, the active one if possible. Raises ModelError."""
+    # Models
+
+    def _begin(self) -> None:
+        """Find a model to begin with, the active one if possible.
+
+        One whose provider is away will do. Raises ModelError if there is none.
+        """
         self._look_at_models()
-        problem = ModelError("the database has no model", hint="add one by rag.add_model")
+        problem: RagdbError = ModelError(
+            "the database has no model", hint="add one by rag.add_model"
+        )
         for name in self._models.rows:
-            try:
-                return self._use(name)
-            except ModelError as error:
-                problem = error
+            self._use(name)
+            if self.stop.requested:
+                return
+            model, trouble = self._models.loaded.get(name), self._models.trouble(name)
+            if model is not None and (trouble is None or not trouble.is_lasting):
+                self._tell_ready(model)
+                return
+            problem = trouble.error if trouble is not None else problem
         raise problem
+
+    def _tell_ready(self, model: EmbeddingModel) -> None:
+        # From now on whoever waits is alive.
+        self.stop.on_slice = self._vitals.beat
+        self._vitals.beat()
+        LOG.info(
+            "ready",
+            extra=fields(
+                model=model.name,
+                dimensions=model.dimensions,
+                backend=model.backend,
+                threads=self._settings.threads,
+                batch=self._settings.batch,
+                database=redacted(self._settings.database_url),
+            ),
+        )
 
     def _look_at_models(self) -> None:
         if time.monotonic() < self._models_at:
             return
         self._models_at = time.monotonic() + MODELS_SECONDS
         self._models.update(self._session.rows("models", {}, ModelRow))
-        for name in [name for name in self._learners if name not in self._models.rows]:
-            del self._learners[name]
+        for name in [name for name in self._learners if name not in self._models.loaded]:
+            self._learners.pop(name).give_up()
+        self._tell_models()
 
-    def _use(self, name: str) -> EmbeddingModel:
-        """A model, whose word vectors are learned from now on. Raises ModelError."""
-        model = self._models.get(name)
+    def _tell_models(self) -> None:
+        """Tell the monitor what is loaded, and which models have jobs and do not work."""
+        self._vitals.backends = {name: model.backend for name, model in self._models.loaded.items()}
+        needed = [
+            trouble
+            for trouble in self._models.troubles
+            if self._seconds_until_due([trouble.name]) is not None
+        ]
+        # Who only asks for less is not ill; but who never has enough is, in the end.
+        self._vitals.limited_since = min(
+            (trouble.since for trouble in needed if trouble.is_limit), default=None
+        )
+        self._vitals.model_troubles = {
+            trouble.name: str(trouble.error) for trouble in needed if not trouble.is_limit
+        }
+
+    def _use(self, name: str, keep: Callable[[], bool] = lambda: True) -> EmbeddingModel | None:
+        """The model of a row, ready to work, whose word vectors are learned from now on.
+
+        It is loaded or looked at again if need be, meanwhile `keep` is called. None if it cannot
+        be used now, or there is no time to wait for it.
+        """
+        model = self._models.loaded.get(name)
+        if model is None or self._models.trouble(name) is not None:
+            try:
+                if not self._compute(partial(self._models.ready, name), keep):
+                    return None
+            except (ProviderAwayError, ModelError) as error:
+                self._set_aside(name, error)
+                return None
+            self._models.works(name)
+            model = self._models.loaded[name]
+            self._tell_models()
         if name not in self._learners:
             self._learners[name] = Learner(
                 self._session,
@@ -261,6 +307,19 @@ class Worker:
             )
             self._learners[name].query_prefix = self._models.rows[name].query_prefix
         return model
+
+    def _set_aside(self, name: str, error: ProviderAwayError | ModelError) -> None:
+        self.totals.provider_failures += 1
+        self._models.set_aside(name, error)
+        self._tell_models()
+
+    def _compute(self, work: Callable[[], object], keep: Callable[[], bool]) -> bool:
+        """Let the model's thread do something; raises what it raises, False as `_await` does."""
+        self._future = self._computer.submit(work)
+        if not self._await(keep):
+            return False
+        self._future.result()
+        return True
 
     # Getting work
 
@@ -293,21 +352,49 @@ class Worker:
         # A claim may give nothing although something is due: what it took was parked, or another
         # worker's claim held it.
         while not self.stop.requested:
-            due = self._seconds_until_due()
+            due = self._seconds_until_due(self._models.usable)
             if due is not None and due <= 0:
-                if jobs := self._look():
-                    return jobs
                 self.stop.pause(CONTENDED_SECONDS)
             elif not self._learn():
-                break
+                hoped_for = self._hoped_for()
+                if not hoped_for:
+                    break
+                until = min(trouble.until for trouble in hoped_for)
+                self.stop.pause(max(CONTENDED_SECONDS, until - time.monotonic()))
+            if jobs := self._look():
+                return jobs
         return []
+
+    def _hoped_for(self) -> list[Trouble]:
+        """The models that are set aside, have jobs due, and may be given up after a while.
+
+        Raises ModelError if there are jobs due and no hope.
+        """
+        needed: list[Trouble] = []
+        for trouble in self._models.troubles:
+            due = self._seconds_until_due([trouble.name])
+            if due is not None and due <= 0:
+                needed.append(trouble)
+        hoped_for = [
+            trouble
+            for trouble in needed
+            if not trouble.is_lasting and trouble.failures < ONCE_FAILURES
+        ]
+        if needed and not hoped_for:
+            raise ModelError(str(needed[0].error)) from needed[0].error
+        return hoped_for
 
     def _look(self) -> list[Job]:
         """Embed the queries that wait, then claim jobs."""
         self._look_at_models()
-        for model in self._models.loaded:
-            self._answer(model)
-        return self._claim()
+        for name in self._models.to_try():
+            self._use(name)
+        for model in self._models.working:
+            try:
+                self._answer(model)
+            except (ProviderAwayError, ModelError) as error:
+                self._set_aside(model.name, error)
+        return [] if self.stop.requested else self._claim()
 
     def _claim(self) -> list[Job]:
         parameters = {
@@ -318,42 +405,62 @@ class Worker:
         }
         return self._session.rows("claim_jobs", parameters, Job)
 
-    def _seconds_until_due(self) -> float | None:
-        return self._session.value("next_due", {"models": self._models.usable})
+    def _seconds_until_due(self, names: list[str] | None) -> float | None:
+        return self._session.value("next_due", {"models": names})
 
     def _idle_seconds(self) -> float:
-        due = self._seconds_until_due()
-        if due is None:
-            return self._settings.poll_seconds
-        return min(self._settings.poll_seconds, max(CONTENDED_SECONDS, due))
+        seconds = self._settings.poll_seconds
+        if (due := self._seconds_until_due(self._models.usable)) is not None:
+            seconds = min(seconds, due)
+        for trouble in self._models.troubles:
+            seconds = min(seconds, trouble.until - time.monotonic())
+        return max(CONTENDED_SECONDS, seconds)
 
     # Doing it
 
     def _work(self, jobs: list[Job]) -> None:
-        """Embed the jobs of one claim and hand in the results; give back what was not done."""
+        """Embed the jobs of one claim and hand in the results; give back what was not done.
+
+        Those of a model that cannot be used lose no attempt, and are for others, or for later.
+        """
         lease = Lease(self._session, jobs[0].lease_token, self._settings.lease_seconds)
-        started = handed_in = time.monotonic()
+        started = handed_in = self._vitals.computing_since = time.monotonic()
         before = replace(self.totals)
         outcomes: list[Outcome] = []
+        truncated: list[int] = []
         done = 0
         try:
-            if (model := self._model(jobs[0].model)) is None:
+            if self.stop.requested or (model := self._model(jobs[0], lease)) is None:
                 return
-            for batch in batches(jobs, model):
+            lengths = count_tokens(jobs, model)
+            for places in token_batches(lengths, model):
+                batch = [jobs[place] for place in places]
                 if self.stop.requested or not self._attend(model, batch, lease):
                     break
                 outcomes += self._future.result()
                 done += len(batch)
+                self._vitals.computing_since = time.monotonic()
+                truncated += [
+                    jobs[place].job_id for place in places if 0 < model.max_tokens < lengths[place]
+                ]
                 if time.monotonic() - handed_in >= FLUSH_SECONDS:
                     self._hand_in(lease, outcomes)
                     outcomes = []
                     handed_in = time.monotonic()
+        except (ProviderAwayError, ModelError) as error:
+            self._set_aside(jobs[0].model, error)
+            return
         finally:
+            self._vitals.computing_since = None
+            self.totals.truncated += len(truncated)
             self._hand_in(lease, outcomes)
             if done < len(jobs):
                 LOG.info("gave jobs back", extra=fields(jobs=lease.release()))
         self.totals.batches += 1
         seconds = time.monotonic() - started
+        self._monitor.batch(seconds, done)
+        if done:
+            self._models.has_worked(model.name)
         LOG.info(
             "embedded a batch",
             extra=fields(
@@ -361,49 +468,50 @@ class Worker:
                 embedded=self.totals.embedded - before.embedded,
                 stale=self.totals.stale - before.stale,
                 failed=self.totals.failed - before.failed,
+                truncated=len(truncated),
                 seconds=seconds,
                 passages_per_second=done / seconds,
             ),
         )
 
-    def _model(self, name: str) -> EmbeddingModel | None:
-        """The model of that name; None if it cannot be used, and its jobs are for others."""
-        if name not in self._models.rows:
+    def _model(self, job: Job, lease: Lease) -> EmbeddingModel | None:
+        """The model of a claim; None if it cannot be used, or there is no time to wait for it."""
+        row = self._models.rows.get(job.model)
+        if row is None or row.dimensions != job.dimensions:
             self._models_at = 0.0
             self._look_at_models()
-        try:
-            return self._use(name)
-        except ModelError:
-            return None
+            if job.model not in self._models.rows:
+                return None
+        return self._use(job.model, partial(self._keep, lease))
 
     def _attend(self, model: EmbeddingModel, batch: Sequence[Job], lease: Lease) -> bool:
         """Let the model embed a batch and keep the lease alive meanwhile.
 
         True when it is done; False when the lease was lost, or the model is not ready
-        `GRACE_SECONDS` after a stop was requested.
+        `grace_seconds` after a stop was requested.
         """
         self._future = self._computer.submit(embed, model, batch)
+        return self._await(partial(self._keep, lease), min(SLICE_SECONDS, lease.every))
 
-        def keep() -> bool:
-            for learner in self._learners.values():
-                learner.keep()
-            if lease.keep():
-                return True
-            LOG.warning("lost a lease, another worker may have its jobs")
-            return False
-
-        return self._await(keep, min(SLICE_SECONDS, lease.every))
+    def _keep(self, lease: Lease) -> bool:
+        for learner in self._learners.values():
+            learner.keep()
+        if lease.keep():
+            return True
+        LOG.warning("lost a lease, another worker may have its jobs")
+        return False
 
     def _await(self, keep: Callable[[], bool], every: float = SLICE_SECONDS) -> bool:
         """Wait for the model and call `keep` meanwhile.
 
         True when it is done; False when `keep` says so, or when the model is not ready
-        `GRACE_SECONDS` after a stop was requested.
+        `grace_seconds` after a stop was requested.
         """
         stop_at: float | None = None
         while not self._future.done():
+            self.stop.on_slice()
             if self.stop.requested:
-                stop_at = stop_at or time.monotonic() + GRACE_SECONDS
+                stop_at = stop_at or time.monotonic() + self._settings.grace_seconds
                 if time.monotonic() >= stop_at:
                     return False
             if not keep():
@@ -437,8 +545,10 @@ class Worker:
         """Do a step of learning word vectors of some model; False if there is none to do."""
         if self.stop.requested:
             return False
+        working = {model.name for model in self._models.working}
+        learners = [learner for name, learner in self._learners.items() if name in working]
         # One that is at it goes on; prepare() says so without asking the database.
-        for learner in sorted(self._learners.values(), key=lambda each: not each.is_learning):
+        for learner in sorted(learners, key=lambda each: not each.is_learning):
             if learner.prepare():
                 self._future = self._computer.submit(learner.compute)
                 if self._await(lambda: True):
@@ -473,26 +583,23 @@ class Worker:
             )
 
 
-def batches(jobs: Sequence[Job], model: EmbeddingModel) -> list[list[Job]]:
-    """Jobs in batches of the model's size, the longest texts first.
-
-    Sorted by tokens a window of 64 wastes 6 % on padding, by characters 30 %, unsorted 41 %. The
-    longest come first so that what does not fit into memory shows at once.
-    """
+def count_tokens(jobs: Sequence[Job], model: EmbeddingModel) -> list[int]:
+    """Tokens of the text of each job, before anything is cut off."""
     texts = [job.text for job in jobs]
     try:
-        lengths = model.count_tokens(texts)
+        return model.count_tokens(texts)
     except Exception:  # noqa: BLE001 (a text that cannot even be counted fails when embedded)
-        lengths = [len(text) for text in texts]
-    order = sorted(range(len(jobs)), key=lambda i: -min(lengths[i], model.max_tokens))
-    size = model.batch_size
-    return [[jobs[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+        return [len(text) // 4 for text in texts]
 
 
 def embed(model: EmbeddingModel, jobs: Sequence[Job]) -> list[Outcome]:
     """Embed the texts of jobs; if the model refuses, halve them until the bad ones are alone."""
     try:
         vectors = model.encode_documents([job.text for job in jobs])
+        if len(vectors) != len(jobs):
+            raise RuntimeError(f"the model gave {len(vectors)} vectors for {len(jobs)} texts")
+    except (ProviderAwayError, ModelError):
+        raise
     except Exception as error:  # noqa: BLE001 (whatever a model raises belongs to one text)
         if len(jobs) > 1:
             half = len(jobs) // 2
@@ -505,9 +612,6 @@ def embed(model: EmbeddingModel, jobs: Sequence[Job]) -> list[Outcome]:
                 permanent=isinstance(error, ValueError | TypeError),
             )
         ]
-    if len(vectors) != len(jobs):
-        problem = f"the model gave {len(vectors)} vectors for {len(jobs)} texts"
-        return [Failed(job.job_id, "WrongCount", problem, permanent=False) for job in jobs]
     return [judged(job, vector) for job, vector in zip(jobs, vectors, strict=True)]
 
 
@@ -517,6 +621,8 @@ def answer(model: EmbeddingModel, questions: Sequence[Question]) -> dict[UUID, N
     for question in questions:
         try:
             vector = model.encode_query(question.query_prefix + question.query)
+        except (ProviderAwayError, ModelError):
+            raise
         except Exception as error:  # noqa: BLE001 (whatever a model raises belongs to one text)
             LOG.warning("cannot embed a query", extra=fields(error=type(error).__name__))
             continue
@@ -567,11 +673,15 @@ def _run(arguments: argparse.Namespace) -> int:
     logs.configure(settings.log)
     stop = Stop()
     stop.install()
-    worker = Worker(settings, stop=stop)
-    code = worker.run(once=arguments.once)
-    if worker.is_computing:
-        # The model's thread cannot be interrupted, and an orderly exit would wait for it.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
+    monitor = Monitor(Vitals(), settings.database_url)
+    with ExitStack() as stack:
+        if settings.http_port:
+            stack.enter_context(monitor.serve(settings.http_address, settings.http_port))
+        worker = Worker(settings, stop=stop, monitor=monitor)
+        code = worker.run(once=arguments.once)
+        if worker.is_computing:
+            # The model's thread cannot be interrupted, and an orderly exit would wait for it.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(code)
     return code

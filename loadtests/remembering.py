@@ -26,7 +26,9 @@ class RememberingModel:
     def __init__(self, model: EmbeddingModel, folder: Path) -> None:
         self.name = model.name
         self.dimensions = model.dimensions
+        self.backend = model.backend
         self.max_tokens = model.max_tokens
+        self.batch_tokens = model.batch_tokens
         self.batch_size = model.batch_size
         self._model = model
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,15 @@ class RememberingModel:
         self._file.execute(
             "create table if not exists vectors (text blob primary key, vector blob not null)"
         )
+
+    def check(self) -> None:
+        """Does the model work?"""
+        self._model.check()
+
+    def close(self) -> None:
+        """Close the file, and the model."""
+        self._file.close()
+        self._model.close()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before anything is cut off."""

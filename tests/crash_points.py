@@ -34,13 +34,21 @@ POINTS: Final[tuple[Point, ...]] = ("after claim", "embedding", "before write", 
 class HashModel:
     """Unit vectors that are made of a text's hash: as quick as a model can be, and repeatable."""
 
+    backend = "hash"
     max_tokens = 512
+    batch_tokens = 4096
     batch_size = 8
 
     def __init__(self, name: str, dimensions: int, seconds: float = 0.0) -> None:
         self.name = name
         self.dimensions = dimensions
         self._seconds = seconds
+
+    def check(self) -> None:
+        """Nothing to check."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Words."""
@@ -89,7 +97,10 @@ def prepare(death: Death, seconds: float) -> None:
             at("embedding")
             return super().encode_documents(texts)
 
-    def load(_settings: Settings, row: ModelRow | None = None) -> EmbeddingModel:
+    def load(
+        _settings: Settings, row: ModelRow | None = None, *, measure: bool = False
+    ) -> EmbeddingModel:
+        del measure
         assert row is not None
         return Dying(row.name, row.dimensions, seconds)
 

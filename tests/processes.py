@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedder import models, worker
+from embedder import models
 from embedder.__main__ import main
 from embedder.models import EmbeddingModel, SentenceTransformerModel
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # A claimed batch that nobody will wait for.
 SLEEP_SECONDS = 120.0
-# Grace for it in tests, instead of five seconds.
-GRACE_SECONDS = 0.5
 
 
 class SleepyModel(SentenceTransformerModel):
@@ -82,10 +80,10 @@ def _run(
     model: EmbeddingModel = MODEL
     if sleepy:
         model = SleepyModel(MODEL.name, MODEL.library_model)
-        worker.GRACE_SECONDS = GRACE_SECONDS  # pyright: ignore[reportConstantRedefinition]
+        os.environ.setdefault("RAGDB_GRACE_SECONDS", "0.5")
     load = models.load
-    models.load = lambda settings, row=None: (
-        model if row is None or row.name == model.name else load(settings, row)
+    models.load = lambda settings, row=None, *, measure=False: (
+        model if row is None or row.name == model.name else load(settings, row, measure=measure)
     )
     if prepare is not None:
         prepare()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.config import VARIABLES, Settings, cores, redacted
+from embedder.config import VARIABLES, Secret, Settings, cores, redacted
 from embedder.errors import SettingsError
 
 URL = "postgresql://worker:geheim@db.example:5432/ragdb"
@@ -34,7 +34,13 @@ def test_everything_can_be_set() -> None:
             "RAGDB_BATCH": "256",
             "RAGDB_POLL_SECONDS": "0.5",
             "RAGDB_LEASE_SECONDS": "30",
+            "RAGDB_GRACE_SECONDS": "20",
             "RAGDB_DEVICE": "cuda:1",
+            "RAGDB_BACKEND": "torch-bf16",
+            "RAGDB_API_KEY": "sk-1",
+            "RAGDB_API_HOSTS": "Api.Example, localhost",
+            "RAGDB_HTTP_PORT": "9090",
+            "RAGDB_HTTP_ADDRESS": "0.0.0.0",  # noqa: S104
             "RAGDB_THREADS": "3",
             "RAGDB_WORD_VECTOR_TEXTS": "500",
             "RAGDB_LOG": "json",
@@ -48,7 +54,13 @@ def test_everything_can_be_set() -> None:
         batch=256,
         poll_seconds=0.5,
         lease_seconds=30,
+        grace_seconds=20,
         device="cuda:1",
+        backend="torch-bf16",
+        api_key=Secret("sk-1"),
+        api_hosts=("api.example", "localhost"),
+        http_port=9090,
+        http_address="0.0.0.0",  # noqa: S104
         threads=3,
         log="json",
         offline=True,
@@ -77,7 +89,10 @@ def test_empty_means_unset() -> None:
         ("RAGDB_POLL_SECONDS", "inf"),
         ("RAGDB_LEASE_SECONDS", "soon"),
         ("RAGDB_LEASE_SECONDS", "0.5"),
+        ("RAGDB_GRACE_SECONDS", "-1"),
         ("RAGDB_DEVICE", "gpu"),
+        ("RAGDB_BACKEND", "onnx"),
+        ("RAGDB_HTTP_PORT", "65536"),
         ("RAGDB_THREADS", "0"),
         ("RAGDB_WORD_VECTOR_TEXTS", "-1"),
         ("RAGDB_LOG", "xml"),
@@ -90,6 +105,22 @@ def test_a_bad_value_is_refused_in_one_sentence_that_names_it(name: str, value: 
     assert str(refusal.value).startswith(f"{name} must be ")
     assert repr(value) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_bad_key_is_refused_without_being_told() -> None:
+    with pytest.raises(SettingsError, match=r"^RAGDB_API_KEY must be ") as refusal:
+        Settings.from_environment({"DATABASE_URL": URL, "RAGDB_API_KEY": "sk-geheim two"})
+    assert "geheim" not in str(refusal.value)
+
+
+def test_nothing_secret_is_in_the_repr() -> None:
+    given = {"DATABASE_URL": URL, "RAGDB_LISTEN_URL": URL, "RAGDB_API_KEY": "sk-secret"}
+    settings = Settings.from_environment(given)
+    assert settings.api_key.reveal() == "sk-secret"
+    shown = f"{settings!r} {settings.api_key} {settings.api_key!r} {vars(type(settings.api_key))}"
+    assert "sk-secret" not in shown
+    assert "geheim" not in shown
+    assert not Settings.from_environment({"DATABASE_URL": URL}).api_key
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "RAGDB_LISTEN_URL"])
@@ -124,7 +155,7 @@ def test_a_url_without_password_is_shown_as_it_is() -> None:
 
 
 def test_the_command_shows_all_settings_and_no_password() -> None:
-    answer = _embedder("config", DATABASE_URL=URL, RAGDB_BATCH="7")
+    answer = _embedder("config", DATABASE_URL=URL, RAGDB_BATCH="7", RAGDB_API_KEY="sk-geheim")
     assert answer.returncode == 0
     for variable in VARIABLES:
         assert variable.name in answer.stdout

@@ -10,12 +10,19 @@ import pytest
 from embedder import models
 from embedder.config import Settings
 from embedder.errors import ModelError
-from embedder.models import EmbeddingModel, SentenceTransformerModel
+from embedder.models import (
+    EmbeddingModel,
+    ModelRow,
+    SentenceTransformerModel,
+    token_batches,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SETTINGS = Settings.from_environment({"DATABASE_URL": "postgresql://nobody@nowhere/nothing"})
+SETTINGS = Settings.from_environment(
+    {"DATABASE_URL": "postgresql://nobody@nowhere/nothing", "RAGDB_BACKEND": "torch"}
+)
 TEXTS = [
     "Refunds are paid within 14 days.",
     "",
@@ -63,6 +70,31 @@ def test_no_documents(embedding_model: EmbeddingModel) -> None:
 def test_tokens_are_counted_before_the_cut(embedding_model: EmbeddingModel) -> None:
     # [CLS] and [SEP] count, too.
     assert embedding_model.count_tokens(["", "money", "word " * 2000]) == [2, 3, 2002]
+
+
+def test_texts_of_one_length_go_together(embedding_model: EmbeddingModel) -> None:
+    # The last two are cut to the same length: they stay in their order.
+    assert token_batches([4, 2, 10, 1000, 300], embedding_model) == [[3, 4, 2, 0, 1]]
+    assert token_batches([], embedding_model) == []
+    # 2,048 tokens of 256 are eight texts; of short ones 64 go together.
+    assert [len(b) for b in token_batches([300] * 17, embedding_model)] == [8, 8, 1]
+    assert [len(b) for b in token_batches([10] * 130, embedding_model)] == [64, 64, 2]
+
+
+def test_long_lists_are_embedded_in_batches(embedding_model: EmbeddingModel) -> None:
+    texts = [f"{'word ' * (n % 7 * 40)} number {n}" for n in range(40)]
+    vectors = embedding_model.encode_documents(texts)
+    for place in (0, 6, 39):
+        assert float(vectors[place] @ embedding_model.encode_query(texts[place])) > 0.9999
+
+
+def test_a_model_may_take_less_than_it_could() -> None:
+    row = ModelRow("short", 384, settings={"model": "all-MiniLM-L6-v2", "max_tokens": 16})
+    model = models.load(SETTINGS, row)
+    assert (model.name, model.max_tokens) == ("short", 16)
+    long = "The end of this text is beyond what the model has been told to take, so nobody sees it"
+    vectors = model.encode_documents([long, f"{long}: bananas."])
+    assert float(vectors[0] @ vectors[1]) > 0.9999
 
 
 def test_threads_follow_the_settings() -> None:

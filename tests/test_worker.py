@@ -31,7 +31,7 @@ from embedder.config import Settings
 from embedder.errors import ModelError, NotMigratedError, UnreachableError
 from embedder.models import EmbeddingModel, ModelRow, SentenceTransformerModel
 from embedder.stop import Stop
-from embedder.worker import Job, Worker, batches
+from embedder.worker import Worker
 from tests import processes
 from tests.processes import until
 
@@ -78,6 +78,7 @@ def settings(url: str, **changes: str) -> Settings:
             "DATABASE_URL": url,
             "RAGDB_POLL_SECONDS": "0.2",
             "RAGDB_THREADS": "1",
+            "RAGDB_BACKEND": "torch",
             "RAGDB_WORD_VECTOR_TEXTS": "0",
             **changes,
         }
@@ -316,6 +317,7 @@ def test_a_stop_completes_what_is_done(
             return super().encode_documents(texts)
 
     model = StopsTheWorker(embedding_model.name, embedding_model.library_model)
+    model.batch_size = 8
     worker = Worker(settings(database), model, stop)
     assert worker.run() == 0
     assert embedded(connection) == worker.totals.embedded == model.batch_size
@@ -326,7 +328,7 @@ def test_a_stop_completes_what_is_done(
 
 def test_the_second_signal_ends_at_once(start: Start, connection: Connection) -> None:
     put(connection, TEXTS[:1])
-    process = start(sleepy=True)
+    process = start(sleepy=True, RAGDB_GRACE_SECONDS="60")
     until(lambda: value(connection, "select count(*) from rag.jobs where lease_token is not null"))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
@@ -528,7 +530,7 @@ def is_long(vectors: NDArray[np.float32], place: int) -> NDArray[np.float32]:
     [
         (refuses, True, "ValueError: no such text"),
         (stumbles, False, "RuntimeError: out of memory"),
-        (loses_one, False, "the model gave 0 vectors for 1 texts"),
+        (loses_one, False, "RuntimeError: the model gave 0 vectors for 1 texts"),
         (is_not_finite, True, "the model gave a vector that is not finite"),
         (is_zero, True, "the model gave a vector of length 0, not 1"),
         (is_long, True, "the model gave a vector of length 1e+06, not 1"),
@@ -597,19 +599,6 @@ def test_a_text_that_cannot_be_counted_fails_alone(
     assert (worker.totals.embedded, worker.totals.failed) == (9, 1)
 
 
-def test_texts_of_one_length_go_together(embedding_model: SentenceTransformerModel) -> None:
-    texts = ["short", "a little longer than that", "word " * 100, "word " * 1000, "word " * 300]
-    jobs = [
-        Job(n, cast("Any", None), "m", 384, "passage: ", text, 1) for n, text in enumerate(texts)
-    ]
-    found = batches(jobs, embedding_model)
-    assert len(found) == 1
-    # The third and fourth are cut to the same length: they stay in their order.
-    assert [job.job_id for job in found[0]] == [3, 4, 2, 1, 0]
-    assert found[0][4].text == "passage: short"
-    assert [len(batch) for batch in batches(jobs * 4, embedding_model)] == [8, 8, 4]
-
-
 def test_a_database_without_ragdb(
     empty_database: str, embedding_model: SentenceTransformerModel
 ) -> None:
@@ -653,6 +642,20 @@ def test_a_model_that_cannot_be_used_keeps_no_other_from_its_work(
     assert value(connection, "select max(attempts) from rag.jobs") == 0
 
 
+def test_a_model_that_fails_in_an_unexpected_way_keeps_no_other_from_its_work(
+    database: str, connection: Connection, embedding_model: SentenceTransformerModel
+) -> None:
+    def load(_row: ModelRow) -> EmbeddingModel:
+        raise TypeError("no number")
+
+    put(connection, TEXTS)
+    connection.execute("select rag.add_model('odd', 384)")
+    worker = Worker(settings(database), embedding_model, load=load)
+    with pytest.raises(ModelError, match="cannot use the model odd: no number"):
+        worker.run(once=True)
+    assert embedded(connection) == worker.totals.embedded == len(TEXTS)
+
+
 def test_two_models_side_by_side(
     database: str, connection: Connection, embedding_model: SentenceTransformerModel
 ) -> None:
@@ -660,7 +663,7 @@ def test_two_models_side_by_side(
         """The first 100 dimensions."""
 
         def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-            vectors = super().encode_documents(texts)[:, :100]
+            vectors = embedding_model.encode_documents(texts)[:, :100]
             return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     put(connection, TEXTS)
@@ -679,6 +682,30 @@ def test_two_models_side_by_side(
     assert connection.execute(
         "select model, embedded, waiting from rag.progress() order by model"
     ).fetchall() == [("all-MiniLM-L6-v2", 40, 0), ("short", 40, 0)]
+
+
+def test_a_lease_is_kept_while_a_model_is_loaded(
+    database: str, connection: Connection, embedding_model: SentenceTransformerModel
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def load(row: ModelRow) -> EmbeddingModel:
+        entered.set()
+        assert gate.wait(30)
+        return SentenceTransformerModel(row.name, embedding_model.library_model)
+
+    put(connection, TEXTS[:3])
+    with running(Worker(settings(database, RAGDB_LEASE_SECONDS="1"), embedding_model, load=load)):
+        until(lambda: embedded(connection) == 3)
+        connection.execute("select rag.add_model('later', 384)")
+        assert entered.wait(30)
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            assert not connection.execute("select rag.claim_jobs('thief')").fetchall()
+            time.sleep(0.05)
+        gate.set()
+        until(lambda: embedded(connection) == 6)
+    assert value(connection, "select count(*) from rag.jobs") == 0
 
 
 def test_waiting_shows_rate_and_time_left(
