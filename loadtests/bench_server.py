@@ -1,4 +1,4 @@
-"""The server of the benchmarks: DATABASE_URL, or an embedded one with memory for a million chunks."""
+"""The server of the benchmarks: DATABASE_URL, or an embedded one with memory for much."""
 
 from __future__ import annotations
 

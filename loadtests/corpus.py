@@ -43,9 +43,7 @@ NOISE: Final = 0.15
 """Length of the noise added to a unit vector: two chunks of the same sentences stay .98 alike."""
 
 # cranfield has no capitals, and a space before each full stop.
-_SPLIT: Final = re.compile(
-    r"(?<=[.!?])\s+(?=[A-ZÁÉÍÓÚÑ¿¡\"'(`])|(?<= \.)\s+|\n{2,}|\n(?=[-*#|>])"
-)
+_SPLIT: Final = re.compile(r"(?<=[.!?])\s+(?=[A-ZÁÉÍÓÚÑ¿¡\"'(`])|(?<= \.)\s+|\n{2,}|\n(?=[-*#|>])")
 _MARKUP: Final = re.compile(r"[*_`#>|\[\]]+|\(https?://[^)]*\)|<[^>]+>")
 
 
@@ -123,14 +121,15 @@ class Corpus:
     def questions(self, count: int = 500) -> list[Question]:
         """So many questions, in turns from each judged collection."""
         texts = _questions()[:count]
-        return [Question(text, v) for text, v in zip(texts, _cached("questions", texts))]
+        return [
+            Question(text, v) for text, v in zip(texts, _cached("questions", texts), strict=True)
+        ]
 
     def _members(self, random: np.random.Generator, anchor: int, words: int) -> list[int]:
         """Numbers of sentences with so many words or a little less."""
-        source = self.sources[anchor]
-        near = np.arange(
-            max(self.starts[source], anchor - 20), min(self.starts[source + 1], anchor + 20)
-        )
+        source = int(self.sources[anchor])
+        first, last = int(self.starts[source]), int(self.starts[source + 1])
+        near = np.arange(max(first, anchor - 20), min(last, anchor + 20))
         far = random.integers(0, len(self.sentences), 12)
         strangers = 1 + (words > 100)
         order = [anchor, *far[:strangers], *random.permutation(near), *far[strangers:]]
@@ -194,7 +193,9 @@ def _questions() -> list[str]:
         for path in sorted(DATA.glob("*/queries.jsonl"))
     ]
     shortest = min(map(len, columns))
-    return [text for row in zip(*(column[:shortest] for column in columns)) for text in row]
+    return [
+        text for row in zip(*(column[:shortest] for column in columns), strict=True) for text in row
+    ]
 
 
 def _cached(name: str, texts: list[str]) -> NDArray[np.float32]:

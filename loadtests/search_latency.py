@@ -61,19 +61,18 @@ def kinds(place: Place) -> list[Kind]:
     found = [
         Kind(
             "ts_rank_cd, k = 10",
-            f"select chunk_id from {lexemes} where lexemes @@ %(lexemes)s::tsquery "
+            f"select chunk_id from {lexemes} where lexemes @@ %(lexemes)s::tsquery "  # noqa: S608
             "order by ts_rank_cd(lexemes, %(lexemes)s::tsquery) desc limit 10",
             {},
         ),
         Kind(
             "bare HNSW, limit 100",
-            f"select chunk_id from {vectors} order by embedding::halfvec({size}) "
+            f"select chunk_id from {vectors} order by embedding::halfvec({size}) "  # noqa: S608
             f"<=> %(vector)s::halfvec({size}) limit 100",
             {},
         ),
     ]
-    for k in (10, 50):
-        found.append(Kind(f"lexical, k = {k}", SEARCH, {"k": k, "mode": "lexical"}))
+    found += [Kind(f"lexical, k = {k}", SEARCH, {"k": k, "mode": "lexical"}) for k in (10, 50)]
     found.append(Kind("semantic, k = 10", SEARCH_VECTOR, {"k": 10, "mode": "semantic"}))
     for name, condition in FILTERS.items():
         parameters = {"k": 10, "mode": "hybrid", "filter": condition and Jsonb(condition)}
@@ -164,7 +163,7 @@ def recall(
             got = {row[0] for row in connection.execute(SEARCH_VECTOR, parameters)}
             statement = (
                 # + 0, so that no index is used.
-                f"select e.chunk_id from {vectors} as e join {chunks} as c using (chunk_id) "
+                f"select e.chunk_id from {vectors} as e join {chunks} as c using (chunk_id) "  # noqa: S608
                 "where %(filter)s::jsonb is null or c.metadata @> %(filter)s::jsonb "
                 "order by (e.embedding <=> %(vector)s::halfvec) + 0 limit 10"
             )

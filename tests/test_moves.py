@@ -25,7 +25,61 @@ MOVES = int(os.environ.get("RAGDB_TEST_MOVES", "6"))
 """Moves there and back under load; `make test-large` takes 100."""
 
 CHUNKS = 1500
-ANSWER = "array_fill(1, array[384])::vector"
+ROWS = """
+select
+    (select count(*) from rag.chunks as c where c.tenant_id = t.tenant_id),
+    (select count(*) from rag.lexemes as l where l.tenant_id = t.tenant_id),
+    (select count(*) from rag.embeddings as e where e.tenant_id = t.tenant_id)
+from rag.tenants as t
+where t.name = %(tenant)s
+"""
+
+# What an embedder does, with vectors of no meaning.
+EMBED = """
+select rag.complete_jobs(
+    (array_agg(c.lease_token))[1], array_agg(c.job_id),
+    array_agg(array_fill(1, array[384])::vector)
+)
+from rag.claim_jobs('test', 100) as c
+"""
+
+NEAR = """
+select s.chunk_id
+from rag.search('common', 20, embedding => array_fill(1, array[384])::vector) as s
+"""
+
+# What a partition's tables are like, but for their names.
+SHAPES = """
+select distinct
+    p.kind,
+    split_part(c.relname, '_', 1),
+    c.relrowsecurity,
+    c.relacl::text,
+    (
+        select array_agg(
+            y.polname || y.polpermissive::text || pg_get_expr(y.polqual, y.polrelid)
+            order by y.polname
+        )::text
+        from pg_policy as y
+        where y.polrelid = c.oid
+    ),
+    (
+        select array_agg(d.definition order by d.definition)::text
+        from pg_index as x
+        join pg_class as i on i.oid = x.indexrelid
+        join pg_am as a on a.oid = i.relam and a.amname <> 'hnsw'
+        cross join substring(pg_get_indexdef(x.indexrelid) from ' USING .*') as d (definition)
+        where x.indrelid = c.oid
+    ),
+    (
+        select array_agg(k.conname || pg_get_constraintdef(k.oid) order by k.conname)::text
+        from pg_constraint as k
+        where k.conrelid = c.oid and k.contype = 'c'
+    )
+from pg_class as c
+join rag.partitions as p on c.relname like '%%\\_p' || p.partition_id
+where c.relnamespace = 'rag_data'::regnamespace and c.relkind = 'r' and %(all)s
+"""
 
 
 @dataclass
@@ -76,15 +130,8 @@ def kind(connection: Connection, tenant: str) -> str:
 
 def rows(connection: Connection, tenant: str) -> tuple[int, ...]:
     """Rows of chunks, lexemes and embeddings of the tenant, anywhere."""
-    return tuple(
-        scalar(
-            connection,
-            f"select count(*) from rag.{table} as x join rag.tenants as t using (tenant_id) "
-            "where t.name = %s",
-            tenant,
-        )
-        for table in ("chunks", "lexemes", "embeddings")
-    )
+    [counts] = connection.execute(ROWS, {"tenant": tenant}).fetchall()
+    return counts
 
 
 @pytest.fixture
@@ -130,22 +177,11 @@ def test_a_move_keeps_everything(connection: Connection, tenant: str) -> None:
 
 def test_a_partition_of_ones_own_is_as_secure(connection: Connection, tenant: str) -> None:
     connection.execute("call rag.isolate_tenant(%s)", [tenant])
-    shapes = connection.execute(
-        "select distinct split_part(c.relname, '_', 1), p.kind, c.relrowsecurity, "
-        "c.relacl::text, "
-        "(select array_agg(y.polname || y.polpermissive::text || pg_get_expr(y.polqual, y.polrelid) "
-        "order by y.polname)::text from pg_policy as y where y.polrelid = c.oid), "
-        "(select array_agg(substring(pg_get_indexdef(x.indexrelid) from ' USING .*') "
-        "order by pg_get_indexdef(x.indexrelid) ~ 'UNIQUE', "
-        "substring(pg_get_indexdef(x.indexrelid) from ' USING .*'))::text from pg_index as x join pg_class as i on i.oid = x.indexrelid "
-        "join pg_am as a on a.oid = i.relam where x.indrelid = c.oid and a.amname <> 'hnsw'), "
-        "(select array_agg(k.conname || pg_get_constraintdef(k.oid) order by k.conname)::text "
-        "from pg_constraint as k where k.conrelid = c.oid and k.contype = 'c') "
-        "from pg_class as c join rag.partitions as p "
-        "on c.relname like '%\\_p' || p.partition_id "
-        "where c.relnamespace = 'rag_data'::regnamespace and c.relkind = 'r'"
-    ).fetchall()
-    by_kind = {k: {(n, *rest) for n, kk, *rest in shapes if kk == k} for k in ("shared", "dedicated")}
+    shapes = connection.execute(SHAPES, {"all": True}).fetchall()
+    by_kind = {
+        kind: {tuple(shape) for of, *shape in shapes if of == kind}
+        for kind in ("shared", "dedicated")
+    }
     assert by_kind["shared"] == by_kind["dedicated"]
     assert all(security for _, security, *_ in by_kind["shared"])
 
@@ -180,10 +216,7 @@ def test_moves_under_load(
             written[uri] = text
 
     def embed(session: Connection, _n: int) -> None:
-        session.execute(
-            "select rag.complete_jobs((array_agg(c.lease_token))[1], array_agg(c.job_id), "
-            f"array_agg({ANSWER})) from rag.claim_jobs('test', 100) as c".encode()
-        )
+        session.execute(EMBED)
         time.sleep(0.02)
 
     # Their scores change with the number of chunks, their order does not.
@@ -196,10 +229,7 @@ def test_moves_under_load(
         got = [chunk for chunk, _ in found(session)]
         assert got == expected, f"{len(got)} rows"
         if n % 5 == 0:
-            near = session.execute(
-                f"select s.chunk_id from rag.search('common', 20, embedding => {ANSWER}) as s"
-                .encode()
-            ).fetchall()
+            near = session.execute(NEAR).fetchall()
             assert len({c for (c,) in near}) == 20
 
     threads = [
@@ -232,8 +262,9 @@ def test_moves_under_load(
         assert dict(texts) == written
         total = CHUNKS + len(written)
         assert rows(session, tenant) == (total, total, total)
-        assert scalar(session, "select count(*) from rag.search('elephants', 100, mode => 'lexical')"
-                      ) == len(written)
+        assert scalar(
+            session, "select count(*) from rag.search('elephants', 100, mode => 'lexical')"
+        ) == len(written)
 
 
 def test_a_move_that_was_killed_goes_on(database: str, connection: Connection, tenant: str) -> None:
@@ -291,7 +322,9 @@ def test_two_cannot_move_the_same_tenant(
     tenant_id = scalar(connection, "select tenant_id from rag.moves")
     with psycopg.connect(database) as other:
         other.execute("select rag._move_on(%s)", [tenant_id])
-        with pytest.raises(psycopg.errors.LockNotAvailable, match="another session moves this tenant"):
+        with pytest.raises(
+            psycopg.errors.LockNotAvailable, match="another session moves this tenant"
+        ):
             connection.execute("call rag.isolate_tenant(%s)", [tenant])
     connection.execute("call rag.isolate_tenant(%s)", [tenant])
     assert kind(connection, tenant) == "dedicated"

@@ -37,6 +37,18 @@ from rag.search(%(query)s, %(k)s, filter => %(filter)s, embedding => %(vector)s,
     mode => %(mode)s) as s
 """
 
+# How many chunks meet the conditions of the queries below.
+MATCHING = """
+select count(*)
+from rag.chunks as c
+join rag.tenants as t using (tenant_id)
+where
+    t.name = %(tenant)s
+    and (%(filter)s::jsonb is null or c.metadata @> %(filter)s::jsonb)
+    and (%(query)s <> '"common word3"' or c.content ~ 'word3 ')
+    and (%(query)s <> '-word4' or c.content !~ 'word4 ')
+"""
+
 # What the leg should find: + 0, so that no index is used.
 EXACT = """
 select e.chunk_id
@@ -90,9 +102,7 @@ def test_partitions_of_their_own_have_an_hnsw_index(tenants: Connection) -> None
 
 @pytest.mark.parametrize("kind", ["shared", "dedicated"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_list_is_never_shorter_than_it_need_be(
-    tenants: Connection, kind: str, size: int
-) -> None:
+def test_a_list_is_never_shorter_than_it_need_be(tenants: Connection, kind: str, size: int) -> None:
     tenant = f"{kind} {size}"
     tenants.execute("select rag.set_tenant(%s)", [tenant])
     [vector] = vectors(tenants, tenant, 1)
@@ -107,13 +117,12 @@ def test_a_list_is_never_shorter_than_it_need_be(
                     ("hybrid", "common"),
                 ):
                     row = tenants.execute(
-                        "select count(*) from rag.chunks as c join rag.tenants as t "
-                        "using (tenant_id) where t.name = %s "
-                        "and (%s::jsonb is null or c.metadata @> %s::jsonb) "
-                        "and (%s <> '\"common word3\"' or c.content ~ 'word3 ') "
-                        "and (%s <> '-word4' or c.content !~ 'word4 ')",
-                        [tenant, condition and Jsonb(condition), condition and Jsonb(condition)]
-                        + [query, query],
+                        MATCHING,
+                        {
+                            "tenant": tenant,
+                            "filter": condition and Jsonb(condition),
+                            "query": query,
+                        },
                     ).fetchone()
                     assert row is not None
                     found = tenants.execute(

@@ -75,8 +75,10 @@ begin
     perform rag._secure_table(format('rag_data.%I', _create_copy.child)::regclass, 'tenant_id');
     execute format('alter table rag_data.%I set (toast_tuple_target = 8160)', _create_copy.child);
     -- With these to prove it, attaching reads no row.
-    execute format('alter table rag_data.%I add constraint is_of_partition check (partition_id = %s)',
-        _create_copy.child, _create_copy.partition_id);
+    execute format(
+        'alter table rag_data.%I add constraint is_of_partition check (partition_id = %s)',
+        _create_copy.child, _create_copy.partition_id
+    );
     if _create_copy.model_id is not null then
         execute format('alter table rag_data.%I add constraint is_of_model check (model_id = %s)',
             _create_copy.child, _create_copy.model_id);
@@ -551,7 +553,7 @@ begin
 end
 $$;
 
-comment on procedure rag.isolate_tenant(text) is
+comment on procedure rag.isolate_tenant (text) is
     'Move a tenant to a partition of his own with an HNSW index, while he is searched and written '
     'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. '
     'maintenance_work_mem of the session is what the index is built in.';
@@ -726,6 +728,6 @@ begin
 end
 $$;
 
-comment on procedure rag.pool_tenant(text) is
+comment on procedure rag.pool_tenant (text) is
     'Move a tenant from a partition of his own back to a shared one. His writers wait meanwhile, '
     'his searches do not.';

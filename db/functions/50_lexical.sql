@@ -654,5 +654,5 @@ $$;
 
 comment on function rag._lexical_leg(int, int, text, int, jsonpath, int, bigint[]) is
     'The tenant''s best chunks by BM25 with his own statistics; standard is the score in standard '
-    'deviations of the scores of all his chunks. within are the chunks that meet filter, collection '
-    'and phrases, if it is known that they are few.';
+    'deviations of the scores of all his chunks. within are the chunks that meet filter, '
+    'collection and phrases, if it is known that they are few.';

@@ -303,9 +303,9 @@ create or replace function rag._nearest(
     rows 100
     set search_path = pg_catalog, public, pg_temp
     set jit = off
-    -- With relaxed order the scan goes on until enough rows pass the conditions, and rows come nearly
-    -- in order. So twice as many are taken and sorted here: with a filter of 10 % the ten nearest
-    -- are among a hundred that pass no filter.
+    -- With relaxed order the scan goes on until enough rows pass the conditions, and they come
+    -- nearly in order. So twice as many are taken and sorted here: with a filter of 10 % the ten
+    -- nearest are among a hundred that pass no filter.
     set hnsw.iterative_scan = relaxed_order
     set hnsw.ef_search = 200
     set hnsw.max_scan_tuples = 100000

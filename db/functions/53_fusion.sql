@@ -72,9 +72,9 @@ end
 $$;
 
 comment on function rag._support(int, int, int, bigint, bigint[]) is
-    'How near each of these chunks is in meaning to the best by both legs, if there is one: what is like a good '
-    'answer is likelier to be one (Jardine and van Rijsbergen 1971). The best stays the best, what '
-    'resembles it comes up behind it.';
+    'How near each of these chunks is in meaning to the best by both legs, if there is one: what '
+    'is like a good answer is likelier to be one (Jardine and van Rijsbergen 1971). The best stays '
+    'the best, what resembles it comes up behind it.';
 
 create or replace function rag._fuse(
     tenant_id int,
