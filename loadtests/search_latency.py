@@ -1,6 +1,6 @@
 """Latency of each kind of search by one client, beside what Postgres does without ragdb.
 
-    python -m loadtests.search_latency --size 1000000 [--questions 200] [--recall 50]
+    python -m loadtests.search_latency --size 1000000 [--questions 200] [--recall 50] [--words 4]
 
 Real questions, one after the other; each kind in turns for the same question, so that a busy
 machine is busy for all of them. Ratios are to ts_rank_cd over an OR of the same lexemes through
@@ -134,6 +134,12 @@ def measure(
     return times
 
 
+def shortened(question: Question, words: int) -> Question:
+    """The question's longest words: a search as people type it into a box."""
+    longest = sorted(question.text.split(), key=len, reverse=True)[:words]
+    return Question(" ".join(longest), question.vector)
+
+
 def or_query(connection: psycopg.Connection[Any], text: str) -> str:
     """What a recipe for Postgres makes of a question: any of its lexemes."""
     row = connection.execute(
@@ -199,9 +205,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--recall", type=int, default=50, help="questions for recall; 0: none")
+    parser.add_argument("--words", type=int, help="ask by so many words of each question only")
     arguments = parser.parse_args()
     url = bench_data.load(arguments.size)
     questions = Corpus().questions(arguments.questions)
+    if arguments.words:
+        questions = [shortened(question, arguments.words) for question in questions]
     with connect(url) as connection:
         where = place(connection)
         # A first turn loads what is cached and plans what is planned once.

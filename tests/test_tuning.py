@@ -112,7 +112,7 @@ def test_a_tuned_collection_is_at_or_above_the_better_leg(
     for fusion, weight in (("standard", 0.3), ("linear", 0.8), ("standard", 0.5)):
         arguments = f", fusion => '{fusion}', lexical_weight => {weight}"
         assert by_candidate[fusion, weight] == pytest.approx(ndcg(connection, "seen", arguments))
-    assert by_candidate["standard", 0] == pytest.approx(
+    assert by_candidate["linear", 0] == pytest.approx(
         ndcg(connection, "seen", ", mode => 'semantic'")
     )
     assert rows[0][2] == pytest.approx(ndcg(connection, "seen")), "rag.evaluate honours it"

@@ -462,6 +462,7 @@ declare
     v_last int;
     v_matches double precision;
     v_parts text[];
+    v_threshold double precision := -1;
 begin
     if _top_chunks.within is not null then
         select
@@ -473,6 +474,19 @@ begin
             _top_chunks.depth
         ) as s;
         return;
+    end if;
+
+    -- Where even the rarest lexeme is common, those that also hold the next one are scored first: the
+    -- last of so many of them is what a chunk has to beat, and few of all the others can.
+    if v_terms > 1 and _top_chunks.counts[1] > 2 * v_budget then
+        select (array_agg(s.score order by s.score desc))[_top_chunks.depth] * (1 - 1e-6)
+        into v_threshold
+        from rag._score_chunks(
+            _top_chunks.tenant_id, _top_chunks.partition_id,
+            array[v_quoted[1] || ' & ' || v_quoted[2]], null, _top_chunks.must, v_query,
+            _top_chunks.collection_id, _top_chunks.filter, _top_chunks.depth
+        ) as s;
+        v_threshold := coalesce(v_threshold, -1);
     end if;
 
     -- Round by round, from the rarest lexemes to the commonest. A round scores the chunks that hold
@@ -489,7 +503,7 @@ begin
         end loop;
         v_parts := rag._parts_beating(
             v_quoted, _top_chunks.bounds, v_first, v_last,
-            coalesce(scores[_top_chunks.depth], -1)
+            greatest(v_threshold, scores[_top_chunks.depth])
         );
         if v_parts <> '{}' then
             select

@@ -302,10 +302,13 @@ begin
         query_embedding := v_embedded.kind;
         v_vector := v_embedded.embedding;
     end if;
-    -- What a phrase demands and a minus forbids holds for both legs.
-    v_must := (
-        rag._query_terms(v_context.tenant_id, v_collection.collection_id, _candidates.query)
-    ).must;
+    -- What a phrase demands and a minus forbids holds for both legs. Most queries have neither, and
+    -- looking up their words twice is a millisecond.
+    if _candidates.query ~ '"|(^|\s)-' then
+        v_must := (
+            rag._query_terms(v_context.tenant_id, v_collection.collection_id, _candidates.query)
+        ).must;
+    end if;
     v_within := rag._within(
         v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter, v_must,
         v_depth
