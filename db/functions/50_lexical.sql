@@ -476,7 +476,7 @@ begin
         return;
     end if;
 
-    -- Where even the rarest lexeme is common, those that also hold the next one are scored first: the
+    -- Where even the rarest lexeme is common, what holds the next one too is scored first: the
     -- last of so many of them is what a chunk has to beat, and few of all the others can.
     if v_terms > 1 and _top_chunks.counts[1] > 2 * v_budget then
         select (array_agg(s.score order by s.score desc))[_top_chunks.depth] * (1 - 1e-6)
