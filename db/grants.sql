@@ -78,7 +78,7 @@ rag.cancel_move(text),
 rag._begin_move(text),
 rag._move_on(int, int),
 rag._pool(text),
-rag.drop_empty_partitions()
+rag.drop_empty_partitions(interval)
 to rag_admin;
 grant execute on procedure rag.isolate_tenant(text), rag.pool_tenant(text) to rag_admin;
 

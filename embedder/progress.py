@@ -134,4 +134,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def _wait(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment()
     progress = wait(settings.database_url, timeout=arguments.timeout)
+    if progress.left:
+        print(
+            f"The time is up, {progress.left:,} left. Is `python -m embedder run` running? "
+            "rag.status() tells what is paused.",
+            file=sys.stderr,
+        )
     return 1 if progress.left or progress.failed else 0

@@ -17,6 +17,7 @@ from tests.many_chunks import fill
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from db.server import Server
     from tests.conftest import RoleFactory
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -46,6 +47,13 @@ from rag.claim_jobs('test', 100) as c
 NEAR = """
 select s.chunk_id
 from rag.search('common', 20, embedding => array_fill(1, array[384])::vector) as s
+"""
+
+UNATTACHED = """
+select count(*)
+from pg_class as c
+left join pg_inherits as i on i.inhrelid = c.oid
+where c.relnamespace = 'rag_data'::regnamespace and c.relkind = 'r' and i.inhrelid is null
 """
 
 # What a partition's tables are like, but for their names.
@@ -162,17 +170,12 @@ def test_a_move_keeps_everything(connection: Connection, tenant: str) -> None:
         # Again is a no-op.
         connection.execute(f"call rag.{move}(%s)".encode(), [tenant])
         assert kind(connection, tenant) == after
+    # Not at once: a search may be reading them.
+    assert scalar(connection, "select count(*) from rag.partitions where kind <> 'shared'") == 1
+    assert scalar(connection, "select rag.drop_empty_partitions('0')") is True
     assert scalar(connection, "select count(*) from rag.partitions where kind <> 'shared'") == 0
     assert scalar(connection, "select count(*) from rag.moves") == 0
-    assert (
-        scalar(
-            connection,
-            "select count(*) from pg_class as c left join pg_inherits as i on i.inhrelid = c.oid "
-            "where c.relnamespace = 'rag_data'::regnamespace and c.relkind = 'r' "
-            "and i.inhrelid is null",
-        )
-        == 0
-    )
+    assert scalar(connection, UNATTACHED) == 0
 
 
 def test_a_partition_of_ones_own_is_as_secure(connection: Connection, tenant: str) -> None:
@@ -323,7 +326,7 @@ def test_two_cannot_move_the_same_tenant(
     with psycopg.connect(database) as other:
         other.execute("select rag._move_on(%s)", [tenant_id])
         with pytest.raises(
-            psycopg.errors.LockNotAvailable, match="another session moves this tenant"
+            psycopg.errors.LockNotAvailable, match="another session moves or drops"
         ):
             connection.execute("call rag.isolate_tenant(%s)", [tenant])
     connection.execute("call rag.isolate_tenant(%s)", [tenant])
@@ -346,3 +349,50 @@ def test_only_administrators_move_tenants(
     with pytest.raises(psycopg.Error, match="nobody") as caught:
         connection.execute("call rag.isolate_tenant('nobody')")
     assert caught.value.sqlstate == "RG002"
+
+
+def test_no_snapshot_from_before_the_writers_it_waited_for(
+    connection: Connection, tenant: str
+) -> None:
+    """In repeatable read a move would leave behind what was committed while it waited."""
+    connection.execute("set default_transaction_isolation = 'repeatable read'")
+    for statement in (
+        "call rag.isolate_tenant('mover')",
+        "call rag.pool_tenant('mover')",
+        "select rag.add_model('second', 8)",
+    ):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="read committed"):
+            connection.execute(statement.encode())
+    connection.execute("reset default_transaction_isolation")
+    assert kind(connection, tenant) == "shared"
+
+
+def test_a_model_dropped_during_a_move_leaves_nothing(
+    connection: Connection, tenant: str
+) -> None:
+    connection.execute("select rag.add_model('second', 8)")
+    connection.execute("select rag._begin_move(%s)", [tenant])
+    connection.execute("select rag.drop_model('second')")
+    connection.execute("select rag.drop_tenant(%s)", [tenant])
+    assert scalar(connection, "select rag.drop_empty_partitions('0')") is True
+    assert scalar(connection, UNATTACHED) == 0
+
+
+def test_a_server_that_dies_during_a_move(
+    server: Server, database: str, connection: Connection, tenant: str
+) -> None:
+    """What was copied is still known afterwards, so what was deleted since does not come back."""
+    connection.execute("select rag.set_tenant(%s)", [tenant])
+    connection.execute("select rag._begin_move(%s)", [tenant])
+    tenant_id = scalar(connection, "select tenant_id from rag.moves")
+    while scalar(connection, "select rag._move_on(%s)", tenant_id) != "catching up":
+        stage = scalar(connection, "select stage from rag.moves")
+        if stage == "catching up":
+            break
+    server.stop(immediate=True)
+    server.start()
+    with psycopg.connect(database, autocommit=True) as session:
+        session.execute("select rag.set_tenant(%s)", [tenant])
+        assert scalar(session, "select rag.delete('many/7')") is True
+        session.execute("call rag.isolate_tenant(%s)", [tenant])
+        assert rows(session, tenant) == (CHUNKS - 1, CHUNKS - 1, CHUNKS - 1)

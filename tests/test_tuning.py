@@ -151,9 +151,8 @@ def test_questions_are_made_of_what_is_there(
     ]
     connection.execute("select from rag.put_many(%s, 'c')", [Jsonb(documents)])
     embed(connection, model)
-    with pytest.raises(psycopg.errors.NoDataFound) as caught:
-        connection.execute("select rag.tune('c')")
-    assert "run an embedder" in str(caught.value.diag.message_hint)
+    [(note,)] = connection.execute("select note from rag.tune('c')").fetchall()
+    assert "call again when an embedder has made them" in note
     derived = connection.execute(
         "select q.query, q.uri, q.excluded, c.chunk_id is not null"
         " from rag._context() as x"
@@ -183,6 +182,18 @@ def test_questions_are_made_of_what_is_there(
         " from rag.tune('c', questions => 40) where is_chosen"
     ).fetchone()
     assert row == (0, 40, True)
+
+
+def test_questions_without_embeddings_are_asked_for(connection: Connection[Any]) -> None:
+    """They are noted, and stay noted: an error would take them back."""
+    connection.execute("select rag.create_tenant('new')")
+    connection.execute("select rag.set_tenant('new')")
+    text = "\n\n".join(f"The {n}th rule says that item {n} costs {n} coins." for n in range(40))
+    connection.execute("select rag.put(%s, 'rules', chunk_size => 120, chunk_overlap => 0)", [text])
+    [(chosen, note)] = connection.execute("select is_chosen, note from rag.tune()").fetchall()
+    assert not chosen
+    assert "wait for their embeddings" in note
+    assert connection.execute("select count(*) > 0 from rag.queries").fetchone() == (True,)
 
 
 def test_tuning_is_for_ones_own_collections(connection: Connection[Any], role: RoleFactory) -> None:

@@ -343,6 +343,32 @@ $$;
 comment on function rag.drop_tenant(text) is
     'Erase a tenant and all that is his; reports the rows removed by kind.';
 
+create or replace function rag._require_fresh_snapshots(what text)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'this needs isolation level read committed' using
+            errcode = 'object_not_in_prerequisite_state',
+            detail = format(
+                'It is %s in a %s transaction, which would not see what others committed while it '
+                'waited for them, and leave that behind.',
+                _require_fresh_snapshots.what, current_setting('transaction_isolation')
+            ),
+            hint = 'begin isolation level read committed, or for a call outside of a transaction: '
+            'set default_transaction_isolation = ''read committed''.';
+    end if;
+end
+$$;
+
+comment on function rag._require_fresh_snapshots(text) is
+    'The error for what locks out writers and then has to see all they wrote.';
+
 create or replace function rag._lock_tenant(tenant_id int)
     returns void
     language plpgsql

@@ -195,6 +195,7 @@ declare
     v_chunks bigint;
     v_stale bigint;
 begin
+    perform rag._require_fresh_snapshots('a change of settings');
     -- Nobody writes meanwhile: whoever began before has its chunks indexed by the old settings.
     select t.partition_id into v_partition
     from rag.tenants as t

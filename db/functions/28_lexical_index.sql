@@ -819,6 +819,7 @@ declare
     v_partition int;
     v_collection int;
 begin
+    perform rag._require_fresh_snapshots('indexing anew');
     if reindex.batch is null or reindex.batch not between 1 and 100000 then
         raise exception 'invalid batch' using
             errcode = 'invalid_parameter_value',

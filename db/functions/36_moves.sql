@@ -89,9 +89,9 @@ begin
             (select m.dimensions from rag.models as m where m.model_id = _create_copy.model_id)
         );
     end if;
-    -- Emptied by a crash, in which case all rows count as changed.
+    -- Logged: emptied by a crash it could not tell any more what is gone from the source.
     execute format(
-        'create unlogged table rag_data.%I (chunk_id bigint primary key, version xid not null)',
+        'create table rag_data.%I (chunk_id bigint primary key, version xid not null)',
         _create_copy.copied
     );
 end
@@ -319,6 +319,9 @@ declare
     v_partition int;
     v_table record;
 begin
+    perform rag._require_fresh_snapshots('a move');
+    perform rag._share_models();
+    perform rag._lock_tenant(v_tenant);
     if exists (
         select
         from rag.tenants as t
@@ -366,7 +369,6 @@ as $$
 declare
     v_table record;
 begin
-    perform rag._share_models();
     perform rag._create_embedding_child(m.model_id, t.partition_id)
     from rag.tenants as t
     cross join rag.models as m
@@ -442,6 +444,8 @@ declare
     v_table record;
     v_rows bigint := 0;
 begin
+    perform rag._require_fresh_snapshots('a move');
+    perform rag._share_models();
     begin
         select m.* into v_move
         from rag.moves as m
@@ -449,7 +453,7 @@ begin
         for update nowait;
     exception
         when lock_not_available then
-            raise exception 'another session moves this tenant' using
+            raise exception 'another session moves or drops this tenant' using
                 errcode = 'lock_not_available',
                 detail = format('Tenant %s is locked by it in rag.moves.', _move_on.tenant_id),
                 hint = 'Nothing is lost. If that session ends before the move does, call '
@@ -558,7 +562,7 @@ comment on procedure rag.isolate_tenant (text) is
     'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. '
     'maintenance_work_mem of the session is what the index is built in.';
 
-create or replace function rag._drop_copies(tenant_id int, partition_id int)
+create or replace function rag._drop_copies(partition_id int)
     returns void
     language plpgsql
     volatile
@@ -567,19 +571,26 @@ create or replace function rag._drop_copies(tenant_id int, partition_id int)
     set search_path = pg_catalog, public, pg_temp
 as $$
 declare
-    v_table record;
+    v_table text;
 begin
     for v_table in
-        select t.child, t.copied
-        from rag._move_tables(_drop_copies.tenant_id, _drop_copies.partition_id) as t
+        select c.oid::regclass::text
+        from pg_class as c
+        where
+            c.relnamespace = 'rag_data'::regnamespace
+            and c.relkind = 'r'
+            and c.relname ~ format(
+                '^(copied_)?(chunks|lexemes|embeddings_m\d+)_p%s$', _drop_copies.partition_id
+            )
+        order by c.relname
     loop
-        execute format('drop table if exists rag_data.%I, rag_data.%I',
-            v_table.child, v_table.copied);
+        execute format('drop table %s', v_table);
     end loop;
 end
 $$;
 
-comment on function rag._drop_copies(int, int) is 'Drop the tables of a move that is given up.';
+comment on function rag._drop_copies(int) is
+    'Drop the tables of a partition, and what remembers what was copied to them.';
 
 create or replace function rag.cancel_move(name text)
     returns boolean
@@ -600,7 +611,7 @@ begin
     if v_partition is null then
         return false;
     end if;
-    perform rag._drop_copies(v_tenant, v_partition);
+    perform rag._drop_copies(v_partition);
     return true;
 end
 $$;
@@ -624,6 +635,7 @@ declare
     v_new int;
     v_table record;
 begin
+    perform rag._require_fresh_snapshots('a move');
     perform rag._share_models();
     select t.partition_id into v_old
     from rag.tenants as t
@@ -662,7 +674,7 @@ $$;
 comment on function rag._pool(text) is
     'Put a tenant''s rows back into a shared partition; a no-op if he is in one.';
 
-create or replace function rag.drop_empty_partitions()
+create or replace function rag.drop_empty_partitions(empty_for interval default '1 minute')
     returns boolean
     language plpgsql
     volatile
@@ -675,27 +687,24 @@ as $$
 #variable_conflict use_column
 declare
     v_partition int;
-    v_table text;
 begin
+    -- A search that began before its tenant left looks for the tables by name.
+    update rag.partitions as p
+    set empty_since = clock_timestamp()
+    where
+        p.kind = 'dedicated'
+        and p.empty_since is null
+        and not exists (select from rag.tenants as t where t.partition_id = p.partition_id);
     for v_partition in
         select p.partition_id
         from rag.partitions as p
         where
             p.kind = 'dedicated'
+            and p.empty_since <= clock_timestamp() - drop_empty_partitions.empty_for
             and not exists (select from rag.tenants as t where t.partition_id = p.partition_id)
         for update
     loop
-        for v_table in
-            select c.oid::regclass::text
-            from pg_class as c
-            where
-                c.relnamespace = 'rag_data'::regnamespace
-                and c.relkind = 'r'
-                and c.relname ~ format('^(chunks|lexemes|embeddings_m\d+)_p%s$', v_partition)
-            order by c.relname
-        loop
-            execute format('drop table %s', v_table);
-        end loop;
+        perform rag._drop_copies(v_partition);
         delete from rag.partitions as p where p.partition_id = v_partition;
     end loop;
     return true;
@@ -705,9 +714,10 @@ exception
 end
 $$;
 
-comment on function rag.drop_empty_partitions() is
-    'Drop the partitions of their own that tenants have left or that dropped tenants had; false if '
-    'somebody uses one just now.';
+comment on function rag.drop_empty_partitions(interval) is
+    'Drop the partitions of their own that tenants have left, or that dropped tenants had, at least '
+    'so long ago; false if somebody uses one just now. A transaction that reads an older snapshot '
+    'than that finds no tables.';
 
 create or replace procedure rag.pool_tenant(name text)
     language plpgsql
@@ -718,16 +728,12 @@ begin
     perform rag.cancel_move(pool_tenant.name);
     perform rag._pool(pool_tenant.name);
     commit;
-    -- Searches that began before still read the old tables. What somebody uses for more than 10 s
-    -- is left to rag.drop_empty_partitions().
-    for n in 1 .. 50 loop
-        exit when rag.drop_empty_partitions();
-        commit;
-        perform pg_catalog.pg_sleep(0.2);
-    end loop;
+    -- Not those that he has just left, which searches may still be reading.
+    perform rag.drop_empty_partitions();
+    commit;
 end
 $$;
 
 comment on procedure rag.pool_tenant (text) is
     'Move a tenant from a partition of his own back to a shared one. His writers wait meanwhile, '
-    'his searches do not.';
+    'his searches do not. The tables that he leaves go by rag.drop_empty_partitions().';

@@ -37,6 +37,7 @@ as $$
 declare
     v_limit text := current_setting('lock_timeout');
 begin
+    perform rag._require_fresh_snapshots('a change of models');
     -- Whoever puts waits as long as this waits for those who are putting.
     perform set_config('lock_timeout', '5s', true);
     lock table rag.models in exclusive mode;
@@ -724,6 +725,18 @@ begin
 
     bytes := 0;
     tables_left := 0;
+    -- Those of tenants who are moving are no partitions yet.
+    foreach v_table in array array(
+        select c.oid::regclass
+        from pg_class as c
+        where
+            c.relnamespace = 'rag_data'::regnamespace
+            and c.relkind = 'r'
+            and c.relname ~ format('^(copied_)?%s_p\d+$', v_parent)
+            and not exists (select from pg_inherits as i where i.inhrelid = c.oid)
+    ) loop
+        execute format('drop table %s', v_table);
+    end loop;
     foreach v_table in array array(
         select i.inhrelid::regclass
         from pg_inherits as i

@@ -25,7 +25,8 @@ create or replace function rag._parse_query(
     language text,
     out terms text[],
     out frequencies double precision[],
-    out must tsquery
+    out phrases tsquery,
+    out excluded tsquery
 )
     returns record
     language plpgsql
@@ -54,21 +55,21 @@ begin
     for v_part in select m[1] from regexp_matches(v_free, v_phrase, 'g') as m limit 100 loop
         v_one := rag._fold_accents(phraseto_tsquery(v_config, v_part)::text)::tsquery;
         if numnode(v_one) > 0 then
-            must := coalesce(must && v_one, v_one);
+            phrases := coalesce(phrases && v_one, v_one);
         end if;
     end loop;
     for v_part in select m[1] from regexp_matches(v_query, v_excluded, 'g') as m limit 100 loop
         v_one := rag._fold_accents(phraseto_tsquery(v_config, v_part)::text)::tsquery;
         if numnode(v_one) > 0 then
-            must := coalesce(must && !!v_one, !!v_one);
+            excluded := coalesce(excluded || v_one, v_one);
         end if;
     end loop;
 end
 $$;
 
 comment on function rag._parse_query(text, text) is
-    'The lexemes of a query with their frequencies (null if it has none), and what a chunk must '
-    'match: its phrases in quotes and its exclusions by minus (null if it has none).';
+    'The lexemes of a query with their frequencies (null if it has none), its phrases in quotes, '
+    'which a chunk must have, and what it excludes by minus (null if it has none).';
 
 create or replace function rag._sets_beating(
     lexemes text[], bounds double precision[], threshold double precision, levels int
@@ -327,6 +328,7 @@ declare
     v_query text;
     v_lexemes text[] := '{}';
     v_frequencies double precision[] := '{}';
+    v_excluded tsquery;
 begin
     -- Each text is indexed in its own language, so the words are looked for in all of them.
     v_languages := array(
@@ -348,8 +350,11 @@ begin
         v_parsed := rag._parse_query(v_query, v_language);
         v_lexemes := v_lexemes || v_parsed.terms;
         v_frequencies := v_frequencies || v_parsed.frequencies;
-        must := coalesce(must || v_parsed.must, must, v_parsed.must);
+        -- A phrase may be there in any of the languages, what is excluded in none.
+        must := coalesce(must || v_parsed.phrases, must, v_parsed.phrases);
+        v_excluded := coalesce(v_excluded || v_parsed.excluded, v_excluded, v_parsed.excluded);
     end loop;
+    must := coalesce(must && !!v_excluded, must, !!v_excluded);
     if rag._is_traced() then
         perform rag._note('words', jsonb_build_object(
             'languages', v_languages, 'query', v_query, 'lexemes', v_lexemes, 'must', must::text

@@ -293,6 +293,10 @@ begin
         v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
     end if;
     v_fusion := coalesce(_candidates.fusion, v_collection.fusion, 'standard');
+    v_depth := rag._search_depth(
+        _candidates.k, _candidates.mode, _candidates.lexical_weight, v_fusion,
+        _candidates.max_per_document
+    );
     query_embedding := 'none';
     if _candidates.mode <> 'lexical' then
         v_model := rag._active_model(v_context.tenant_id);

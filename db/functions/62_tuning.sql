@@ -344,6 +344,7 @@ declare
     v_weights real[];
     v_values double precision[] := '{}';
     v_asked int := 0;
+    v_noted int := 0;
     v_derived int := 0;
     v_default int;
     v_best int;
@@ -405,17 +406,30 @@ begin
         if v_question.embedding is null and v_embedded.kind <> 'cached' then
             -- Exact the next time.
             perform rag.prepare_query(v_question.query);
+            v_noted := v_noted + 1;
         end if;
     end loop;
+    if v_asked = 0 and v_noted > 0 then
+        -- No error, or the questions just noted would be forgotten with it.
+        return query
+        select
+            null::text, null::real, null::double precision, false,
+            format(
+                '%s questions wait for their embeddings, 100 at a time: call again when an '
+                'embedder has made them', v_noted
+            ),
+            0, 0;
+        return;
+    end if;
     if v_asked = 0 then
         raise exception 'there is no question to tune by' using
             errcode = 'no_data_found',
             detail = format(
-                'Collection %L has no judged question and no text to make one of, or none of its '
-                'questions has an embedding.', tune.collection
+                'Collection %L has no judged question and no text to make one of.',
+                tune.collection
             ),
             hint = 'Add judged questions by rag.add_judgements(name, judgements, collection), with '
-            'the embedding of each; or run an embedder, and call again.';
+            'the embedding of each; or put documents of more than one passage.';
     end if;
     if v_set is null and not exists (
         select

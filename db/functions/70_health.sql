@@ -409,6 +409,21 @@ begin
     from rag.models as m;
     return query
     select
+        'paused', count(*)::text,
+        case when count(*) > 0 then format(
+            'nothing is embedded for %s: rag.resume_jobs()', string_agg(p.name, ', ')
+        ) end
+    from (
+        select format('tenant %s', t.name) as name
+        from rag.tenants as t
+        where t.tenant_id = any(v_tenants) and (t.is_paused or t.paused_models <> '{}')
+        union all
+        select format('model %s', m.name)
+        from rag.models as m
+        where m.is_paused and m.dropped_at is null
+    ) as p;
+    return query
+    select
         'word vectors',
         coalesce(max(w.words) filter (where w.is_current), 0) || ' words'
         || coalesce(

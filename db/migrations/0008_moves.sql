@@ -6,6 +6,12 @@ add column hnsw_models int[] not null default '{}';
 comment on column rag.tenants.hnsw_models is
     'Models whose vectors of this tenant have an HNSW index (he has a partition of his own).';
 
+alter table rag.partitions
+add column empty_since timestamptz;
+
+comment on column rag.partitions.empty_since is
+    'Since when nobody is known to be in a dedicated partition.';
+
 create table rag.moves (
     tenant_id int primary key references rag.tenants (tenant_id) on delete cascade,
     partition_id int not null,

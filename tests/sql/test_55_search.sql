@@ -3,7 +3,7 @@
 -- tests/test_search_plans.py.
 
 begin;
-select plan(156);
+select plan(159);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -553,6 +553,40 @@ from (
         'phrases, hyphens and exclusions stay'),
     ('the', '{english,spanish}', '', 'nothing may be left')
 ) as w (query, languages, words, sentence);
+
+-- What is excluded is excluded in every language.
+do $$
+begin
+    perform rag.create_tenant('two languages');
+    perform rag.set_tenant('two languages');
+    perform rag.create_collection('es', language => 'spanish');
+    perform rag.put('alpha the dogs are running fast', 'run');
+    perform rag.put('alpha the cats sleep', 'sleep');
+    perform rag.put('alpha los perros', 'perros', collection => 'es');
+end
+$$;
+select set_eq(
+    $$ select s.uri from rag.search('alpha -running', mode => 'lexical') as s $$,
+    array['sleep', 'perros'], 'an exclusion holds for all languages'
+);
+select set_eq(
+    $$ select s.uri from rag.search('alpha "the dogs"', mode => 'lexical') as s $$,
+    array['run'], 'a phrase may be there in one of them'
+);
+
+-- A collection's own fusion is the same as that fusion asked for.
+do $$ begin perform rag.alter_collection('default', fusion => 'linear'); end $$;
+select results_eq(
+    $$
+        select s.uri, s.score
+        from rag.search('alpha dogs', 10, 'default', mode => 'lexical') as s
+    $$,
+    $$
+        select s.uri, s.score
+        from rag.search('alpha dogs', 10, 'default', mode => 'lexical', fusion => 'linear') as s
+    $$,
+    'the fusion of a collection is searched like that fusion'
+);
 
 select finish();
 rollback;

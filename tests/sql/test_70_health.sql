@@ -273,7 +273,8 @@ delete from rag.jobs;
 select results_eq(
     'select item from rag.status()',
     array[
-        'schema', 'postgres', 'pgvector', 'schema of pgvector', 'model', 'word vectors',
+        'schema', 'postgres', 'pgvector', 'schema of pgvector', 'model', 'paused',
+        'word vectors',
         'cached queries', 'queries waiting', 'tenants', 'partitions', 'documents', 'chunks',
         'embeddings', 'collections to index anew', 'jobs waiting', 'jobs failed',
         'last completion'
@@ -342,7 +343,7 @@ select results_eq(
     $$ select pg_temp.seen('thl_app', 'select item || '' '' || value from rag.status()
         where item not in (''model'', ''word vectors'', ''last completion'')') $$,
     array[
-        'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1', 'embeddings 1',
+        'paused 0', 'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1', 'embeddings 1',
         'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0'
     ],
     'a tenant is told of his own'
