@@ -325,9 +325,7 @@ def test_two_cannot_move_the_same_tenant(
     tenant_id = scalar(connection, "select tenant_id from rag.moves")
     with psycopg.connect(database) as other:
         other.execute("select rag._move_on(%s)", [tenant_id])
-        with pytest.raises(
-            psycopg.errors.LockNotAvailable, match="another session moves or drops"
-        ):
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="another session moves or drops"):
             connection.execute("call rag.isolate_tenant(%s)", [tenant])
     connection.execute("call rag.isolate_tenant(%s)", [tenant])
     assert kind(connection, tenant) == "dedicated"
@@ -367,9 +365,7 @@ def test_no_snapshot_from_before_the_writers_it_waited_for(
     assert kind(connection, tenant) == "shared"
 
 
-def test_a_model_dropped_during_a_move_leaves_nothing(
-    connection: Connection, tenant: str
-) -> None:
+def test_a_model_dropped_during_a_move_leaves_nothing(connection: Connection, tenant: str) -> None:
     connection.execute("select rag.add_model('second', 8)")
     connection.execute("select rag._begin_move(%s)", [tenant])
     connection.execute("select rag.drop_model('second')")

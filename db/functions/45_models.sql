@@ -718,6 +718,9 @@ begin
     update rag.tenants as t
     set paused_models = array_remove(t.paused_models, v_model.model_id)
     where v_model.model_id = any(t.paused_models);
+    update rag.tenants as t
+    set hnsw_models = array_remove(t.hnsw_models, v_model.model_id)
+    where v_model.model_id = any(t.hnsw_models);
     -- Embeddings by dropping their tables; jobs and queries wait in tables of all models.
     delete from rag.jobs as j where j.model_id = v_model.model_id;
     delete from rag.queries as q where q.model_id = v_model.model_id;

@@ -537,7 +537,9 @@ begin
         if rag._is_traced() then
             perform rag._note(format('round %s', v_round), jsonb_build_object(
                 'lexemes', v_quoted[v_first:v_last], 'matches', v_matches,
-                'queries', v_parts, 'listed', coalesce(cardinality(chunk_ids), 0),
+                'query', '(' || nullif(array_to_string(v_parts, ') | ('), '') || ')',
+                'without', nullif(array_to_string(v_quoted[:v_first - 1], ' | '), ''),
+                'listed', coalesce(cardinality(chunk_ids), 0),
                 'threshold', scores[_top_chunks.depth]
             ));
         end if;

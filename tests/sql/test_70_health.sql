@@ -343,7 +343,8 @@ select results_eq(
     $$ select pg_temp.seen('thl_app', 'select item || '' '' || value from rag.status()
         where item not in (''model'', ''word vectors'', ''last completion'')') $$,
     array[
-        'paused 0', 'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1', 'embeddings 1',
+        'paused 0', 'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1',
+        'embeddings 1',
         'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0'
     ],
     'a tenant is told of his own'
