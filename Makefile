@@ -33,13 +33,16 @@ endif
 help: ## Show this list
 	@echo 'ragdb: retrieval for RAG inside Postgres. Start with `make demo`.'
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Variables:'
-	@echo '  PG=16                 the other Postgres of the embedded server (default 18), with data of its own'
+	@echo '  PG=16                        the other Postgres of the embedded server (default 18), with data of its own'
 	@echo '  DATABASE_URL=postgresql://…  another server, for migrate, ingest, search, embedder and psql'
-	@echo '  PYTHON=python3.12     the Python that makes .venv; TORCH_INDEX=… a further index, for CPU wheels of torch'
-	@echo "  ARGS='-k queue'       more arguments for pytest or eval"
+	@echo '  PYTHON=python3.12            the Python that makes .venv; TORCH_INDEX=… a further index, for CPU wheels of torch'
+	@echo "  ARGS='-k queue'              more arguments for pytest, eval or a benchmark"
+	@echo '  DOCS=path                    what demo and ingest read'
+	@echo "  Q='how do I ...?'            the question of search"
+	@echo '  SIZE=100000                  how many chunks bench-data and bench-search work with'
 
 .PHONY: setup
 setup: $(ready) ## Install the pinned packages into .venv (done once; repeated when the pins change)

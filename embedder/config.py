@@ -128,7 +128,11 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         "a direct URL to listen on, when DATABASE_URL goes through a transaction pooler",
         lambda s: redacted(s.listen_url),
     ),
-    Variable("RAGDB_MODEL", "name of the embedding model", lambda s: s.model),
+    Variable(
+        "RAGDB_MODEL",
+        "the model of loadtests.embedder_throughput; those of a database are in rag.models",
+        lambda s: s.model,
+    ),
     Variable("RAGDB_BATCH", "jobs per claim, 1 to 10000", lambda s: str(s.batch)),
     Variable(
         "RAGDB_POLL_SECONDS",

@@ -30,7 +30,7 @@ Mode = Literal["hybrid", "lexical", "semantic"]
 _SEARCH: Final = """
     select
         s.rank, s.score, s.uri, s.title, s.content, s.metadata, s.lexical_rank, s.lexical_score,
-        s.semantic_rank, s.similarity, s.query_embedding, s.collection_name as collection,
+        s.semantic_rank, s.similarity, s.query_embedding, s.collection_name,
         s.heading_path, s.document_id, s.chunk_id, s.start_offset, s.end_offset
     from rag.search(
         query => %(query)s,
@@ -94,7 +94,7 @@ class Passage:
     semantic_rank: int | None
     similarity: float | None
     query_embedding: str
-    collection: str
+    collection_name: str
     heading_path: Sequence[str]
     document_id: int
     chunk_id: int

@@ -53,11 +53,25 @@ def test_the_session_prints_what_it_shows(
     assert psql(server, database, statements).split("\n") == [*expected.split("\n"), ""]
 
 
+def test_the_session_of_search_holds_beside_other_documents(
+    server: embedded.Server, database: str
+) -> None:
+    statements, expected = session(README.parent / "docs" / "search.md")
+    first, _ = session(README)
+    demo = """
+        select rag.create_collection('demo');
+        select rag.put(
+            'Refunds for gifts, a card, parcels.', 'guide/refunds_2024.md', collection => 'demo'
+        );
+    """
+    psql(server, database, first + demo)
+    assert psql(server, database, statements).split("\n") == [*expected.split("\n"), ""]
+
+
 def test_the_session_of_evaluation_works(server: embedded.Server, database: str) -> None:
     text = (README.parent / "docs" / "evaluation.md").read_text("utf-8")
     statements = text.split("```sql\n", 1)[1].split("```", 1)[0]
-    put = "select rag.put('Refunds work like this.', 'help/refunds.md') > 0;\n"
-    output = psql(server, database, put + statements)
+    output = psql(server, database, statements)
     assert output.count("(1 row)") == 5
     assert output.count("(2 rows)") == 1
 

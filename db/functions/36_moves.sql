@@ -716,8 +716,8 @@ $$;
 
 comment on function rag.drop_empty_partitions(interval) is
     'Drop the partitions of their own that tenants have left, or that dropped tenants had, so long '
-    'ago or longer; false if somebody uses one just now. A transaction that reads an older snapshot '
-    'than that finds no tables.';
+    'ago or longer; false if somebody uses one just now. A transaction that reads an older '
+    'snapshot than that finds no tables.';
 
 create or replace procedure rag.pool_tenant(name text)
     language plpgsql
