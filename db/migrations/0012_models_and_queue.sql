@@ -87,3 +87,6 @@ where is_paused or paused_models <> '{}';
 -- They have one parameter more from now on.
 drop function if exists rag.claim_jobs(text, int, interval);
 drop function if exists rag.next_due();
+
+-- Their results have other columns now, which no "create or replace" can change.
+drop function if exists rag._parse_query(text, text);
