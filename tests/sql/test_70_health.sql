@@ -112,7 +112,7 @@ select results_eq(
 do $$
 begin
     update rag.jobs set due_at = now(), lease_token = null where failed_at is null;
-    perform pg_temp.embed(10);
+    perform pg_temp.embed(1000);
 end
 $$;
 select results_eq(
@@ -137,7 +137,7 @@ begin
     select c.tenant_id, c.model_id, 1, now() - interval '90 minutes'
     from rag.completions as c
     limit 1;
-    perform pg_temp.embed(10);
+    perform pg_temp.embed(1000);
 end
 $$;
 select is_empty(
@@ -239,7 +239,16 @@ select ok(
     ),
     'after its time'
 );
-do $$ begin perform pg_temp.embed(10); end $$;
+-- A claim has the jobs of one lane.
+do $$
+begin
+    while exists (
+        select from rag.jobs as j where j.due_at <= clock_timestamp() and j.failed_at is null
+    ) loop
+        perform pg_temp.embed(1000);
+    end loop;
+end
+$$;
 select is(
     pg_temp.wait_for('new', '0'), true, 'what is embedded needs no wait'
 );
