@@ -373,6 +373,8 @@ def test_an_interruption_leaves_whole_batches_and_the_next_run_goes_on(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A run in the background of a script has inherited that it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         wait_until(
             connection,
