@@ -562,7 +562,12 @@ select ok(
 );
 select is(pg_temp.complete('for the other one', '[1,1,1,1,1]'), 1, 'each has its dimensions');
 select is(pg_temp.complete('for the active one'), 1, 'and its embedding');
-do $$ begin perform rag.put('wrong model'); perform pg_temp.claim('wrong'); end $$;
+do $$
+begin
+    perform rag.put('wrong model');
+    perform pg_temp.claim('wrong', models => '{tiny}');
+end
+$$;
 select is(pg_temp.complete('wrong', '[1,1,1,1,1]'), 0, 'the vector of another model is refused');
 select is(
     (
