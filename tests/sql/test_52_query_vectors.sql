@@ -327,7 +327,7 @@ select is(pg_temp.kind('apple'), 'cached', 'the next search has the exact embedd
 select is(pg_temp.kind(E' apple\n'), 'cached', 'whatever is around it');
 select is(pg_temp.kind('apple', 'semantic'), 'cached', 'in mode semantic, too');
 select is(
-    rag._embed_query(
+    rag._cached_embedding(
         (select t.tenant_id from rag.tenants as t where t.name = 'acme'), pg_temp.model(), 'apple'
     ),
     '[0,0,1]', 'of length 1'

@@ -1,0 +1,174 @@
+-- The context: which tenant the caller is acting as.
+--
+-- The setting rag.tenant only says which tenant the caller wants. Whether he may is read from
+-- rag.tenant_grants every time, so that setting it by hand gains nothing.
+
+create or replace function rag._role()
+    returns regrole
+    language sql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- Inside a definer function current_user is the owner; SET ROLE is seen in the setting.
+    select to_regrole(quote_ident(
+        case current_setting('role') when 'none' then session_user::text
+        else current_setting('role') end
+    ))
+$$;
+
+comment on function rag._role() is
+    'The role the caller acts as: that of set role, otherwise the login role.';
+
+create or replace function rag._is_superuser()
+    returns boolean
+    language sql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select r.rolsuper from pg_roles as r where r.oid = rag._role()
+$$;
+
+comment on function rag._is_superuser() is 'Whether the role the caller acts as is a superuser.';
+
+create or replace function rag._allowed_tenant(wanted text)
+    returns int
+    language sql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- With nothing wanted it is 'default', for roles to which just that was granted: a service
+    -- that may act as everybody and forgot to say as whom gets an error instead.
+    select t.tenant_id
+    from rag.tenants as t
+    where
+        t.name = coalesce(wanted, 'default')
+        and (
+            (wanted is not null and rag._is_superuser())
+            or exists (
+                select
+                from rag.tenant_grants as g
+                where
+                    (g.tenant_id = t.tenant_id or (wanted is not null and g.tenant_id is null))
+                    and pg_has_role(rag._role(), g.role, 'member')
+            )
+        )
+$$;
+
+comment on function rag._allowed_tenant(text) is
+    'The id of the tenant of that name if the caller may act as it, otherwise null.';
+
+create or replace function rag._policy_tenant()
+    returns int
+    language sql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- A placeholder setting reads '' after the transaction that set it: nullif, or every later
+    -- query of a pooled connection would act as a tenant named ''.
+    select rag._allowed_tenant(nullif(current_setting('rag.tenant', true), ''))
+$$;
+
+comment on function rag._policy_tenant() is
+    'What row-level security asks: the id of the caller''s tenant, or null, which matches no row.';
+
+create or replace function rag._context(out tenant_id int, out partition_id int)
+    returns record
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_wanted text := nullif(current_setting('rag.tenant', true), '');
+    v_tenant int := rag._allowed_tenant(v_wanted);
+begin
+    if v_tenant is null and v_wanted is null then
+        raise exception 'no tenant is set' using
+            errcode = 'RG001',
+            detail = format('Role %s has no tenant of its own.', rag._role()),
+            hint = 'Call rag.set_tenant(name) first; an administrator grants tenants by '
+            'rag.grant_tenant(role, tenant).';
+    end if;
+    if v_tenant is null then
+        perform rag._refuse_tenant(v_wanted);
+    end if;
+    select t.tenant_id, t.partition_id into tenant_id, partition_id
+    from rag.tenants as t
+    where t.tenant_id = v_tenant;
+end
+$$;
+
+comment on function rag._context() is
+    'The caller''s tenant and the partition that holds it; an error where there is none.';
+
+create or replace function rag._refuse_tenant(wanted text)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- Who may not act as it must not learn whether it exists.
+    if rag._is_superuser() then
+        raise exception 'tenant "%" does not exist', wanted using
+            errcode = 'RG002',
+            detail = format('No row of rag.tenants has the name %L.', wanted),
+            hint = format('Create it: select rag.create_tenant(%L).', wanted);
+    end if;
+    raise exception 'role % may not act as tenant "%"', rag._role(), wanted using
+        errcode = 'insufficient_privilege',
+        detail = 'The role has no grant for a tenant of that name.',
+        hint = format('An administrator grants it: select rag.grant_tenant(%L, %L).',
+            rag._role(), wanted);
+end
+$$;
+
+comment on function rag._refuse_tenant(text) is
+    'Raise the error that a caller gets for a tenant he may not act as.';
+
+create or replace function rag.set_tenant(name text, is_local boolean default false)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if set_tenant.name is null or rag._allowed_tenant(set_tenant.name) is null then
+        perform rag._refuse_tenant(coalesce(set_tenant.name, ''));
+    end if;
+    perform set_config('rag.tenant', set_tenant.name, coalesce(set_tenant.is_local, false));
+end
+$$;
+
+comment on function rag.set_tenant(text, boolean) is
+    'Act as this tenant from now on (is_local: until the transaction ends), or be refused.';
+
+create or replace function rag.current_tenant()
+    returns text
+    language sql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select t.name
+    from rag.tenants as t
+    where t.tenant_id = (select c.tenant_id from rag._context() as c)
+$$;
+
+comment on function rag.current_tenant() is
+    'The tenant that the caller acts as; an error where there is none.';
