@@ -23,17 +23,13 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 import psycopg
-from psycopg import sql
 
-from db.migrate import migrate
 from db.server import database_url
 from embedder import models
 from embedder.backends import BACKENDS, candidates, instructions
@@ -41,6 +37,7 @@ from embedder.config import Settings
 from embedder.models import EmbeddingModel, SentenceTransformerModel
 from embedder.worker import Worker
 from loadtests.evaluate import DATA, rows
+from loadtests.scratch import scratch_database
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,21 +54,6 @@ class Side:
     work: Callable[[list[str]], NDArray[np.float32] | None]
     seconds: list[float] = field(default_factory=list[float])
     cosines: list[NDArray[np.float32]] = field(default_factory=list["NDArray[np.float32]"])
-
-
-@contextmanager
-def scratch_database(url: str) -> Generator[str]:
-    """URL of a migrated database on the server of `url`, dropped at the end."""
-    name = sql.Identifier("ragdb_embedder_throughput")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        connection.execute(sql.SQL("create database {}").format(name))
-        try:
-            scratch = urlsplit(url)._replace(path="/ragdb_embedder_throughput").geturl()
-            migrate(scratch)
-            yield scratch
-        finally:
-            connection.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
 def read_texts(path: Path) -> list[str]:
@@ -232,7 +214,7 @@ def main() -> int:
     if not texts:
         print(f"no text files below {options.path}", file=sys.stderr)
         return 1
-    with scratch_database(server) as url:
+    with scratch_database(server, "ragdb_embedder_throughput") as url:
         show_speed(*measure(settings, loaded, url, texts, options.passages))
     return 0
 

@@ -21,18 +21,14 @@ import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import psycopg
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db.migrate import migrate
 from db.server import database_url
 from embedder import logs, models
 from embedder.config import Settings
@@ -40,6 +36,7 @@ from embedder.models import EmbeddingModel
 from embedder.worker import Worker
 from loadtests.chart import Chart, svg
 from loadtests.remembering import RememberingModel
+from loadtests.scratch import scratch_database
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DATA: Final = ROOT.parent / "shared" / "data"
@@ -144,22 +141,6 @@ class Measured:
 Results = Mapping[str, Mapping[str, Measured]]
 
 
-@contextmanager
-def scratch_database(url: str, *, keep: bool) -> Generator[str]:
-    """URL of a migrated database on the server of `url`, dropped at the end unless kept."""
-    name = sql.Identifier(DATABASE)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        connection.execute(sql.SQL("create database {}").format(name))
-        try:
-            scratch = urlsplit(url)._replace(path=f"/{DATABASE}").geturl()
-            migrate(scratch)
-            yield scratch
-        finally:
-            if not keep:
-                connection.execute(sql.SQL("drop database {} with (force)").format(name))
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     """The objects of a file of JSON lines, gzipped or not."""
     if not path.exists():
@@ -240,7 +221,7 @@ def run(
 ) -> Results:
     """Put, embed, learn and measure, in a database of its own on the server of `url`."""
     with (
-        scratch_database(url, keep=keep) as scratch,
+        scratch_database(url, DATABASE, keep=keep) as scratch,
         psycopg.connect(scratch, autocommit=True) as connection,
     ):
         for folder in folders:

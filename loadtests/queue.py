@@ -18,17 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Event
 from typing import Any, Final, LiteralString
-from urllib.parse import urlsplit
 
 import psycopg
-from psycopg import sql
 
-from db.migrate import migrate
 from db.server import Server, database_url, default_version
+from loadtests.scratch import scratch_database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -72,21 +69,6 @@ COMPLETE: Final = (
 SILENT: Final = (
     "create or replace function rag._ring() returns void language plpgsql as $$ begin end $$"
 )
-
-
-@contextmanager
-def scratch_database(url: str) -> Generator[str]:
-    """URL of a migrated database on the server of `url`, dropped at the end."""
-    name = sql.Identifier("ragdb_queue_load")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
-        connection.execute(sql.SQL("create database {}").format(name))
-        try:
-            scratch = urlsplit(url)._replace(path="/ragdb_queue_load").geturl()
-            migrate(scratch)
-            yield scratch
-        finally:
-            connection.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
 def milliseconds(call: Callable[[], object], times: int) -> list[float]:
@@ -224,7 +206,7 @@ def main() -> int:
     other.add_argument("--rounds", type=int, default=5)
     other.set_defaults(func=doorbell)
     arguments = parser.parse_args()
-    with scratch_database(database_url(start=True)) as url:
+    with scratch_database(database_url(start=True), "ragdb_queue_load") as url:
         arguments.func(arguments, url)
     return 0
 

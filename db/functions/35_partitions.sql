@@ -37,9 +37,60 @@ comment on function rag._secure_table(regclass, name) is
 -- RLS is not forced on the owner: under a policy no GIN index can be used (@@ is not leakproof),
 -- so rag.search finds its candidates with the owner's rights and an explicit tenant, and only
 -- then reads their text with the caller's rights, where the policies hold.
+create or replace function rag._create_table(child text, template regclass, indexes boolean)
+    returns regclass
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_child text := format('rag_data.%I', _create_table.child);
+begin
+    execute format('create table %s (like %s including all%s)', v_child, _create_table.template,
+        case when _create_table.indexes then '' else ' excluding indexes' end);
+    -- Searches name it, with the owner's rights, also if a superuser has made it.
+    execute format('alter table %s owner to rag_owner', v_child);
+    perform rag._secure_table(v_child::regclass, 'tenant_id');
+    -- Rows stay in one piece up to a whole page of 8 kB instead of 2: a vector out of line costs
+    -- a second look-up, and an exact scan took 44 ms instead of 4.5.
+    execute format('alter table %s set (toast_tuple_target = 8160)', v_child);
+    return v_child::regclass;
+end
+$$;
+
+comment on function rag._create_table(text, regclass, boolean) is
+    'A table of rag_data in the form of another, secured, that can become a partition.';
+
 create or replace function rag._create_child(
     child text, parent regclass, key int, by_place boolean, template regclass
 )
+    returns regclass
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    -- Made apart and attached: "partition of" would lock the parent against every search.
+    v_child regclass := rag._create_table(_create_child.child, _create_child.template, true);
+begin
+    execute format('alter table %s add constraint is_of_key check (%I = %s)', v_child,
+        case when _create_child.by_place then 'partition_id' else 'model_id' end,
+        _create_child.key);
+    execute format('alter table %s attach partition %s for values in (%s)',
+        _create_child.parent, v_child, _create_child.key);
+    execute format('alter table %s drop constraint is_of_key', v_child);
+    return v_child;
+end
+$$;
+
+comment on function rag._create_child(text, regclass, int, boolean, regclass) is
+    'Create, secure and attach a partition in schema rag_data.';
+
+create or replace function rag._check_dimensions(child regclass, model_id int)
     returns void
     language plpgsql
     volatile
@@ -48,27 +99,38 @@ create or replace function rag._create_child(
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    -- Made apart and attached: "partition of" would lock the parent against every search.
-    execute format('create table rag_data.%I (like %s including all)',
-        _create_child.child, _create_child.template);
-    -- Searches name it, with the owner's rights, also if a superuser has made it.
-    execute format('alter table rag_data.%I owner to rag_owner', _create_child.child);
-    perform rag._secure_table(format('rag_data.%I', _create_child.child)::regclass, 'tenant_id');
-    execute format('alter table rag_data.%I add constraint is_of_key check (%I = %s)',
-        _create_child.child,
-        case when _create_child.by_place then 'partition_id' else 'model_id' end,
-        _create_child.key);
-    execute format('alter table %s attach partition rag_data.%I for values in (%s)',
-        _create_child.parent, _create_child.child, _create_child.key);
-    execute format('alter table rag_data.%I drop constraint is_of_key', _create_child.child);
-    -- Rows stay in one piece up to a whole page of 8 kB instead of 2: a vector out of line costs
-    -- a second look-up, and an exact scan took 44 ms instead of 4.5.
-    execute format('alter table rag_data.%I set (toast_tuple_target = 8160)', _create_child.child);
+    execute format(
+        'alter table %s add constraint embedding_is_of_model check (vector_dims(embedding) = %s)',
+        _check_dimensions.child,
+        (select m.dimensions from rag.models as m where m.model_id = _check_dimensions.model_id)
+    );
 end
 $$;
 
-comment on function rag._create_child(text, regclass, int, boolean, regclass) is
-    'Create, secure and attach a partition in schema rag_data.';
+comment on function rag._check_dimensions(regclass, int) is
+    'A table of embeddings takes vectors of its model''s size only.';
+
+create or replace function rag._create_hnsw(child regclass, model_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- The size is in the expression: a column of its own type could not be in a partition.
+    execute format(
+        'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
+        'with (m = 24, ef_construction = 128)',
+        _create_hnsw.child,
+        (select m.dimensions from rag.models as m where m.model_id = _create_hnsw.model_id)
+    );
+end
+$$;
+
+comment on function rag._create_hnsw(regclass, int) is
+    'The HNSW index of one model''s embeddings in one partition.';
 
 create or replace function rag._create_embedding_child(model_id int, partition_id int)
     returns void
@@ -80,28 +142,22 @@ create or replace function rag._create_embedding_child(model_id int, partition_i
 as $$
 declare
     v_parent text := format('embeddings_m%s', _create_embedding_child.model_id);
-    v_child text := format('%s_p%s', v_parent, _create_embedding_child.partition_id);
-    v_dimensions int := (
-        select m.dimensions from rag.models as m
-        where m.model_id = _create_embedding_child.model_id
-    );
+    v_name text := format('%s_p%s', v_parent, _create_embedding_child.partition_id);
+    v_child regclass;
 begin
-    if to_regclass(format('rag_data.%I', v_child)) is not null then
+    if to_regclass(format('rag_data.%I', v_name)) is not null then
         return;
     end if;
     -- Whoever comes to need it first makes it, and others wait.
     execute format('lock table rag_data.%I in share update exclusive mode', v_parent);
-    if to_regclass(format('rag_data.%I', v_child)) is not null then
+    if to_regclass(format('rag_data.%I', v_name)) is not null then
         return;
     end if;
-    perform rag._create_child(
-        v_child, format('rag_data.%I', v_parent)::regclass,
+    v_child := rag._create_child(
+        v_name, format('rag_data.%I', v_parent)::regclass,
         _create_embedding_child.partition_id, true, 'rag.embeddings'::regclass
     );
-    execute format(
-        'alter table rag_data.%I add constraint embedding_is_of_model '
-        'check (vector_dims(embedding) = %s)', v_child, v_dimensions
-    );
+    perform rag._check_dimensions(v_child, _create_embedding_child.model_id);
     -- While it is empty, for a model that comes when the tenant has a partition of his own: adding
     -- a vector to the index takes a millisecond or two, embedding its text ten times that.
     if exists (
@@ -109,11 +165,7 @@ begin
         from rag.partitions as p
         where p.partition_id = _create_embedding_child.partition_id and p.kind = 'dedicated'
     ) then
-        execute format(
-            'create index on rag_data.%I using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
-            'with (m = 24, ef_construction = 128)',
-            v_child, v_dimensions
-        );
+        perform rag._create_hnsw(v_child, _create_embedding_child.model_id);
         update rag.tenants as t
         set hnsw_models = t.hnsw_models || _create_embedding_child.model_id
         where t.partition_id = _create_embedding_child.partition_id;

@@ -65,29 +65,19 @@ create or replace function rag._create_copy(
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
-begin
+declare
     -- Indexes come later: filling a table that has them takes three times as long.
-    execute format(
-        'create table rag_data.%I (like %s including all excluding indexes)',
-        _create_copy.child, _create_copy.template
-    );
-    execute format('alter table rag_data.%I owner to rag_owner', _create_copy.child);
-    perform rag._secure_table(format('rag_data.%I', _create_copy.child)::regclass, 'tenant_id');
-    execute format('alter table rag_data.%I set (toast_tuple_target = 8160)', _create_copy.child);
+    v_child regclass := rag._create_table(_create_copy.child, _create_copy.template, false);
+begin
     -- With these to prove it, attaching reads no row.
     execute format(
-        'alter table rag_data.%I add constraint is_of_partition check (partition_id = %s)',
-        _create_copy.child, _create_copy.partition_id
+        'alter table %s add constraint is_of_partition check (partition_id = %s)',
+        v_child, _create_copy.partition_id
     );
     if _create_copy.model_id is not null then
-        execute format('alter table rag_data.%I add constraint is_of_model check (model_id = %s)',
-            _create_copy.child, _create_copy.model_id);
-        execute format(
-            'alter table rag_data.%I add constraint embedding_is_of_model '
-            'check (vector_dims(embedding) = %s)',
-            _create_copy.child,
-            (select m.dimensions from rag.models as m where m.model_id = _create_copy.model_id)
-        );
+        execute format('alter table %s add constraint is_of_model check (model_id = %s)',
+            v_child, _create_copy.model_id);
+        perform rag._check_dimensions(v_child, _create_copy.model_id);
     end if;
     -- Logged: emptied by a crash it could not tell any more what is gone from the source.
     execute format(
@@ -286,16 +276,7 @@ begin
         join pg_am as a on a.oid = i.relam and a.amname = 'hnsw'
         where c.indrelid = _create_next_index.child
     ) then
-        -- The size is in the expression: a column of its own type could not be in a partition.
-        execute format(
-            'create index on %s using hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
-            'with (m = 24, ef_construction = 128)',
-            _create_next_index.child,
-            (
-                select m.dimensions from rag.models as m
-                where m.model_id = _create_next_index.model_id
-            )
-        );
+        perform rag._create_hnsw(_create_next_index.child, _create_next_index.model_id);
     else
         return false;
     end if;
