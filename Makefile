@@ -42,7 +42,7 @@ help: ## Show this list
 	@echo "  ARGS='-k queue'              more arguments for pytest, eval or a benchmark"
 	@echo '  DOCS=path                    what demo and ingest read'
 	@echo "  Q='how do I ...?'            the question of search"
-	@echo '  SIZE=100000                  how many chunks bench-data and bench-search work with'
+	@echo '  SIZE=100000                  how many chunks bench-data, bench-search and load work with'
 
 .PHONY: setup
 setup: $(ready) ## Install the pinned packages into .venv (done once; repeated when the pins change)
@@ -173,6 +173,14 @@ bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences i
 .PHONY: bench-search
 bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd
 	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: load
+load: $(ready) ## Load SIZE chunks and let Locust search them, then also write; CSV and HTML in .ragdb/load
+	@$(python) -m loadtests.load $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: soak
+soak: $(ready) ## The same for an hour: errors, latency and memory
+	@$(python) -m loadtests.load --seconds 1800 $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 .PHONY: clean
 clean: ## Stop the local Postgres; delete .venv, .ragdb (with the local database) and the caches

@@ -97,12 +97,20 @@ def _key(content: str) -> bytes:
 
 
 def is_complete(url: str, size: int) -> bool:
-    """Whether nothing is left to put or to embed."""
+    """Whether nothing of the corpus is left to put or to embed."""
     with connect(url) as connection:
         [(documents, jobs)] = connection.execute(
-            "select (select count(*) from rag.documents), (select count(*) from rag.jobs)"
+            "select (select count(*) from rag.documents as d where d.tenant_id = t.tenant_id), "
+            "(select count(*) from rag.jobs as j where j.tenant_id = t.tenant_id) "
+            "from rag.tenants as t where t.name = %s",
+            [TENANT],
         ).fetchall()
     return documents == size and jobs == 0
+
+
+def name(size: int) -> str:
+    """The database of a corpus of that size."""
+    return f"bench_{size}"
 
 
 def load(size: int) -> str:
@@ -110,7 +118,7 @@ def load(size: int) -> str:
     if size % BLOCK:
         raise SystemExit(f"the size is a multiple of {BLOCK}, not {size}")
     console = Console(stderr=True)
-    url = bench_server.database(f"bench_{size}")
+    url = bench_server.database(name(size))
     with psycopg.connect(url, autocommit=True) as connection:
         known = connection.execute("select from rag.tenants where name = %s", [TENANT])
         if not known.rowcount:
