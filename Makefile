@@ -15,7 +15,7 @@ export PG
 venv := .venv
 python := $(venv)/bin/python
 ready := $(venv)/.ready
-pins := requirements.txt $(wildcard requirements/*.txt)
+pins := requirements.txt $(filter-out requirements/peers.txt,$(wildcard requirements/*.txt))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export npm_config_cache := $(CURDIR)/.ragdb/npm
@@ -173,6 +173,17 @@ bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences i
 .PHONY: bench-search
 bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd
 	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+# An environment of its own, which sees the packages of .venv behind its own ones.
+.PHONY: bench-peers
+bench-peers: $(ready) ## Measure ragdb beside what people would pick instead, SIZE chunks (default 100,000) each
+	@[ -e .ragdb/peers/.ready ] || { \
+		"$(PYTHON)" -m venv .ragdb/peers && \
+		.ragdb/peers/bin/python -m pip install --quiet -r requirements/peers.txt && \
+		.ragdb/peers/bin/python -m pip install --quiet --no-deps --upgrade $$(grep '^pgvector==' requirements/embedder.txt) && \
+		ls -d "$(CURDIR)"/$(venv)/lib/python3.*/site-packages > $$(ls -d .ragdb/peers/lib/python3.*/site-packages)/ragdb.pth && \
+		touch .ragdb/peers/.ready; } >&2
+	@.ragdb/peers/bin/python -m loadtests.peers $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 .PHONY: load
 load: $(ready) ## Load SIZE chunks and let Locust search them, then also write; CSV and HTML in .ragdb/load
