@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -17,6 +18,8 @@ from embedder.errors import RagdbError
 
 ERROR = 1
 INTERRUPTED = 130
+# 128 + SIGPIPE, as of programs that do not catch it.
+BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser(given).parse_args(given)
     run = cast("Callable[[argparse.Namespace], int]", options.func)
     try:
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has enough. Python would say so again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except RagdbError as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
@@ -34,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+    return code
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:

@@ -1,14 +1,7 @@
 """Faster ways to compute a model of sentence-transformers on a CPU, and which is best here.
 
 `torch` is the model as it is, in float32. `torch-bf16` computes in bfloat16, for CPUs with
-instructions for it. `torch-int8` computes the feed-forward layers in 8 bits, each token and each
-output with a scale of its own, for CPUs with instructions for that. All need nothing but torch.
-
-8 bits are only taken when they are asked for: true as they are by cosine, they cost 0.0036 of
-nDCG@10 on one judged collection. bfloat16 stays within 0.002 on each.
-
-Measured with all-MiniLM-L6-v2 on AVX-512, cosine to float32: bf16 0.99995; 8 bits in the
-feed-forward layers 0.9996, in all linear layers 0.998, with one scale for a whole batch 0.93.
+instructions for it. Both need nothing but torch. docs/embedder.md has what else was tried.
 """
 
 from __future__ import annotations
@@ -30,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
+from embedder.database import reason
 from embedder.errors import ModelError
 from embedder.logs import fields
 
@@ -41,12 +35,8 @@ LOG = logging.getLogger(__name__)
 # Names of instructions in /proc/cpuinfo, of x86 and of ARM.
 INSTRUCTIONS: Final[dict[str, frozenset[str]]] = {
     "torch-bf16": frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
-    "torch-int8": frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}),
 }
 BACKENDS: Final = ("torch", *INSTRUCTIONS)
-
-# Those that are as good on judged collections as float32, and may be taken unasked.
-TRUE: Final = frozenset({"torch", "torch-bf16"})
 
 # What a faster one must keep of the direction of the samples' vectors, and what it must gain.
 LEAST_MEAN_COSINE: Final = 0.999
@@ -85,8 +75,7 @@ def converted(model: Any, backend: str) -> Any:  # noqa: ANN401 (a SentenceTrans
     if backend == "torch":
         return model
     torch: Any = importlib.import_module("torch")
-    network: Any = getattr(model[0], "auto_model", None)
-    if network is None:
+    if getattr(model[0], "auto_model", None) is None:
         raise ModelError(f"this kind of model cannot be computed with {backend}")
     # What is not of the network (tokenizer, pooling) is shared, by telling deepcopy so.
     shared: dict[int, object] = {}
@@ -96,11 +85,7 @@ def converted(model: Any, backend: str) -> Any:  # noqa: ANN401 (a SentenceTrans
         if not isinstance(value, dict):
             shared[id(value)] = value
     faster = copy.deepcopy(model, shared)
-    network = faster[0].auto_model
-    if backend == "torch-bf16":
-        network.to(torch.bfloat16)
-    else:
-        _to_int8(torch, network)
+    faster[0].auto_model.to(torch.bfloat16)
 
     def in_float32(_module: object, _inputs: object, features: dict[str, Any]) -> dict[str, Any]:
         # Pooling adds up hundreds of vectors: not in half precision.
@@ -110,43 +95,6 @@ def converted(model: Any, backend: str) -> Any:  # noqa: ANN401 (a SentenceTrans
     return faster
 
 
-def _to_int8(torch: Any, network: Any) -> None:  # noqa: ANN401
-    """Put linear layers that are not square, which are the feed-forward ones, into 8 bits."""
-
-    class Int8Linear(torch.nn.Module):
-        """y = x Wᵀ + b with W in 8 bits by output, x in 8 bits by row about the row's middle."""
-
-        def __init__(self, layer: Any) -> None:  # noqa: ANN401
-            torch.nn.Module.__init__(self)
-            weight = layer.weight.detach()
-            scale = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
-            rounded = (weight / scale).round()
-            self.weight = rounded.to(torch.int8).t()
-            self.scale = scale.t().contiguous()
-            # Of the rounded weights: their error must not be multiplied by the middle as well.
-            self.sums = (rounded * scale).sum(1, keepdim=True).t().contiguous()
-            self.bias = layer.bias.detach()
-
-        def forward(self, inputs: Any) -> Any:  # noqa: ANN401
-            rows = inputs.reshape(-1, inputs.shape[-1])
-            least, most = rows.aminmax(dim=1, keepdim=True)
-            middle = (least + most) / 2
-            scale = ((most - least) / 254).clamp_min(1e-12)
-            small = ((rows - middle) / scale).round_().to(torch.int8)
-            product = torch._int_mm(small, self.weight).float().mul_(scale)  # noqa: SLF001
-            outputs = torch.addcmul(self.bias, product, self.scale).addcmul_(middle, self.sums)
-            return outputs.reshape(*inputs.shape[:-1], -1)
-
-    for _, parent in [*network.named_modules()]:
-        for name, layer in [*parent.named_children()]:
-            if (
-                isinstance(layer, torch.nn.Linear)
-                and layer.bias is not None
-                and layer.in_features != layer.out_features
-            ):
-                setattr(parent, name, Int8Linear(layer))
-
-
 def choose(
     model: Any,  # noqa: ANN401
     wanted: str,
@@ -154,14 +102,16 @@ def choose(
     name: str,
     threads: int,
     measure: bool = True,
+    flags: frozenset[str] | None = None,
 ) -> tuple[str, Any]:
     """The backend that is wanted, or for `auto` the fastest that is true to float32 here.
 
     Returns it with the model for it. `auto` measures for some seconds once for a machine, a model
     and a version of torch, and remembers; without `measure` it only remembers. Whatever goes wrong
-    over it leaves float32. Raises ModelError if the one that is wanted cannot be had.
+    over it leaves float32. `flags` are the CPU's instructions, by default of this one. Raises
+    ModelError if the one that is wanted cannot be had.
     """
-    flags = instructions()
+    flags = instructions() if flags is None else flags
     possible = candidates(flags)
     if wanted != "auto":
         backend = wanted
@@ -171,7 +121,6 @@ def choose(
                 hint="RAGDB_BACKEND=auto takes the best there is",
             )
         return backend, converted(model, backend)
-    possible = [backend for backend in possible if backend in TRUE]
     if len(possible) == 1:
         return "torch", model
     known = _Memory(name, threads, flags)
@@ -183,7 +132,8 @@ def choose(
             return "torch", model
         backend, faster = _measured(model, possible)
     except Exception as error:  # noqa: BLE001 (speed is no reason not to work)
-        LOG.warning("computing in float32", extra=fields(reason=type(error).__name__))
+        why = f"{type(error).__name__}: {reason(error)}"
+        LOG.warning("computing in float32", extra=fields(reason=why))
         return "torch", model
     known.remember(backend)
     return backend, faster

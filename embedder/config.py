@@ -97,7 +97,7 @@ class Settings:
             grace_seconds=_seconds(given, "RAGDB_GRACE_SECONDS", 5.0, 0, 3600),
             device=_device(given),
             threads=_whole(given, "RAGDB_THREADS", cores(), 1, 1024),
-            backend=_choice(given, "RAGDB_BACKEND", "auto", "torch", "torch-bf16", "torch-int8"),
+            backend=_choice(given, "RAGDB_BACKEND", "auto", "torch", "torch-bf16"),
             api_key=_key(given),
             api_hosts=tuple(given.get("RAGDB_API_HOSTS", "").lower().replace(",", " ").split()),
             http_port=_whole(given, "RAGDB_HTTP_PORT", 0, 0, 65_535),
@@ -157,8 +157,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         "RAGDB_BACKEND",
-        "what computes on a CPU: auto (the fastest that is true to float32), torch, torch-bf16 "
-        "or torch-int8",
+        "what computes on a CPU: auto (the fastest that is true to float32), torch or torch-bf16",
         lambda s: s.backend,
     ),
     Variable("RAGDB_API_KEY", "the key of a provider by HTTP", lambda s: str(s.api_key)),

@@ -64,7 +64,11 @@ def connect(url: str, *, name: str = "ragdb") -> psycopg.Connection[tuple[Any, .
             **KEEPALIVE,  # pyright: ignore[reportArgumentType]
         )
     except psycopg.OperationalError as error:
-        raise UnreachableError(f"cannot connect to the database: {reason(error)}") from error
+        raise UnreachableError(
+            f"cannot connect to the database: {reason(error)}",
+            hint="is the server running, and is DATABASE_URL right? python -m embedder config "
+            "shows it",
+        ) from error
 
 
 def reason(error: BaseException) -> str:
@@ -197,7 +201,7 @@ class Session:
                 with translated():
                     result = operation(self._connection)
             except UnreachableError as error:
-                why = str(error)
+                why = error.message
             except psycopg.Error as error:
                 if not is_transient(error):
                     raise

@@ -108,7 +108,7 @@ class ModelError(RagdbError):
 
 
 class ProviderAwayError(RagdbError):
-    """the provider of the model does not answer.
+    """the provider of the model cannot be used now.
 
     `retry_after` is the number of seconds that it wants to be left alone, if it said so;
     `is_limit` tells that it works and only asks for less.

@@ -33,7 +33,6 @@ LOG = logging.getLogger(__name__)
 STILL_SECONDS: Final = 90.0
 # A batch is a minute's work of a slow machine; an answer by HTTP may take as long.
 STUCK_SECONDS: Final = 300.0
-# The queue is counted at most so often, however many ask.
 COUNT_SECONDS: Final = 10.0
 COUNT_TIMEOUT: Final = "5s"
 BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
@@ -57,6 +56,10 @@ class Vitals:
     """What the worker tells of itself; written by its thread, read by any."""
 
     totals: Totals = field(default_factory=Totals)
+    # Before it is ready: at what.
+    doing: str = "starting"
+    still_seconds: float = STILL_SECONDS
+    stuck_seconds: float = STUCK_SECONDS
     # Of the models in memory, by name.
     backends: Mapping[str, str] = field(default_factory=dict[str, str])
     passages_per_second: float = 0.0
@@ -78,16 +81,16 @@ class Vitals:
         """Why it cannot work now, a sentence each; empty when all is well."""
         now = time.monotonic()
         if self.beat_at is None:
-            return ["not ready yet"]
+            return [f"not ready yet: {self.doing}"]
         found: list[str] = []
         if trouble := self.database_trouble():
             found.append(f"the database does not answer: {trouble}")
         for name, trouble in self.model_troubles.items():
             found.append(f"the model {name} does not work: {trouble}")
-        if now - self.beat_at > STILL_SECONDS:
+        if now - self.beat_at > self.still_seconds:
             found.append(f"the worker has not moved for {now - self.beat_at:.0f} s")
         since = min(self.computing_since or now, self.limited_since or now)
-        if now - since > STUCK_SECONDS:
+        if now - since > self.stuck_seconds:
             found.append(f"jobs wait and none was finished for {now - since:.0f} s")
         return found
 
@@ -105,8 +108,9 @@ class Queue:
 class _Counts:
     """Counts the queue now and then, over a connection of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, every: float) -> None:
         self._url = url
+        self._every = every
         self._lock = threading.Lock()
         self._counted: Queue | None = None
         self._next_at = 0.0
@@ -116,7 +120,7 @@ class _Counts:
         with self._lock:
             if time.monotonic() >= self._next_at:
                 self._counted = self._count()
-                self._next_at = time.monotonic() + COUNT_SECONDS
+                self._next_at = time.monotonic() + self._every
             return self._counted
 
     def _count(self) -> Queue | None:
@@ -189,9 +193,14 @@ class _WorkerCollector(Collector):
 
 
 class Monitor:
-    """The metrics of a worker; `serve` offers them by HTTP."""
+    """The metrics of a worker; `serve` offers them by HTTP.
 
-    def __init__(self, vitals: Vitals, database_url: str) -> None:
+    The queue is counted at most each `count_seconds`, however many ask.
+    """
+
+    def __init__(
+        self, vitals: Vitals, database_url: str, *, count_seconds: float = COUNT_SECONDS
+    ) -> None:
         self.vitals = vitals
         self._registry = CollectorRegistry()
         self._batch_seconds = Histogram(
@@ -201,7 +210,7 @@ class Monitor:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(_WorkerCollector(vitals, _Counts(database_url)))
+        self._registry.register(_WorkerCollector(vitals, _Counts(database_url, count_seconds)))
 
     def batch(self, seconds: float, passages: int) -> None:
         """Note a batch of so many passages."""

@@ -81,7 +81,7 @@ class Endpoint:
             api_version=version,
             key_header=_text(given, "key_header", "api-key" if version else "authorization"),
             encoding=_text(given, "encoding", "") or None,
-            send_dimensions=bool(given.pop("send_dimensions", False)),
+            send_dimensions=_flag(given, "send_dimensions"),
             max_tokens=int(_number(given, "max_tokens", 0, least=0)),
             batch_tokens=int(_number(given, "batch_tokens", BATCH_TOKENS)),
             batch_size=int(_number(given, "texts_per_request", BATCH_SIZE)),
@@ -117,7 +117,8 @@ class HttpModel:
     def __init__(self, row: ModelRow, endpoint: Endpoint, key: Secret) -> None:
         self.name = row.name
         self.dimensions = row.dimensions
-        self.backend = f"{urlsplit(endpoint.url).scheme}://{endpoint.host}"
+        parts = urlsplit(endpoint.url)
+        self.backend = f"{parts.scheme}://{parts.netloc}".lower()
         self.max_tokens = endpoint.max_tokens
         self.batch_tokens = endpoint.batch_tokens
         self.batch_size = endpoint.batch_size
@@ -360,6 +361,13 @@ def _text(given: dict[str, Any], name: str, default: str) -> str:
     if not isinstance(value, str):
         raise ModelError(f"the model's setting {name} must be a text")
     return value.strip()
+
+
+def _flag(given: dict[str, Any], name: str) -> bool:
+    value = given.pop(name, False)
+    if not isinstance(value, bool):
+        raise ModelError(f"the model's setting {name} must be true or false")
+    return value
 
 
 def _number(given: dict[str, Any], name: str, default: float, *, least: float = 1) -> float:

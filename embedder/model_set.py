@@ -1,6 +1,6 @@
 """The models that a worker embeds by: the database's, each loaded when it is first needed.
 
-A model that cannot be used, or whose provider does not answer, is set aside for a while, and keeps
+A model that cannot be used, or whose provider is away, is set aside for a while, and keeps
 no other from its work.
 """
 
@@ -148,7 +148,9 @@ class ModelSet:
             event = "the model cannot be used, trying again"
         else:
             pause, level = max(next(patience.pauses), error.retry_after or 0), logging.WARNING
-            event = "the provider does not answer, trying again"
+            event = "the provider cannot be used now, trying again"
+            if error.is_limit:
+                event = "the provider asks for less, waiting"
         now = time.monotonic()
         if not patience.told:
             patience.since = now
@@ -164,7 +166,7 @@ class ModelSet:
         if (patience := self._patience.get(name)) is not None and patience.told:
             patience.told = ""
             seconds = time.monotonic() - patience.since
-            LOG.info("the provider answers again", extra=fields(model=name, seconds=seconds))
+            LOG.info("the provider works again", extra=fields(model=name, seconds=seconds))
 
     def has_worked(self, name: str) -> None:
         """A model has worked off a claim: the next pause is the first one."""

@@ -196,7 +196,10 @@ class SentenceTransformerModel:
             )
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"cannot load the model {name} on {device}: {first}") from error
+            raise ModelError(
+                f"cannot load the model {name} on {device}: {first}",
+                hint=None if device in {"auto", "cpu"} else "RAGDB_DEVICE=auto takes what there is",
+            ) from error
         if row is not None and (most := row.settings.get("max_tokens")) is not None:
             model.max_seq_length = min(int(most), model.max_seq_length or int(most))
         chosen = "torch"

@@ -39,7 +39,9 @@ from rag.claim_jobs(%(worker)s, %(batch)s, %(lease)s, %(models)s::text[]) as c
 
 -- name: complete_jobs
 -- Store embeddings and finish their jobs; how many were stored.
-select rag.complete_jobs(%(lease_token)s, %(job_ids)s::bigint[], %(embeddings)b)
+select rag.complete_jobs(
+    %(lease_token)s, %(job_ids)s::bigint[], %(embeddings)b, %(truncated_tokens)s::int[]
+)
 
 -- name: fail_jobs
 -- Put jobs back with their error, or park them; how many were still held.

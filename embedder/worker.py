@@ -89,10 +89,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A job with its vector."""
+    """A job with its vector, and how many tokens the model did not take; None: nobody knows."""
 
     job_id: int
     vector: NDArray[np.float32]
+    truncated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,7 @@ class Worker:
         does not work is set aside and waited for, but with `once` ModelError ends it.
         """
         try:
+            self._vitals.doing = "connecting to the database"
             self._session.open()
             self._begin()
             while not self.stop.requested and (jobs := self._next_jobs(once=once)):
@@ -225,10 +227,9 @@ class Worker:
         One whose provider is away will do. Raises ModelError if there is none.
         """
         self._look_at_models()
-        problem: RagdbError = ModelError(
-            "the database has no model", hint="add one by rag.add_model"
-        )
+        problem: RagdbError | None = None
         for name in self._models.rows:
+            self._vitals.doing = f"loading the model {name}"
             self._use(name)
             if self.stop.requested:
                 return
@@ -236,8 +237,9 @@ class Worker:
             if model is not None and (trouble is None or not trouble.is_lasting):
                 self._tell_ready(model)
                 return
-            problem = trouble.error if trouble is not None else problem
-        raise problem
+            if problem is None and trouble is not None:
+                problem = trouble.error
+        raise problem or ModelError("the database has no model", hint="add one by rag.add_model")
 
     def _tell_ready(self, model: EmbeddingModel) -> None:
         # From now on whoever waits is alive.
@@ -427,22 +429,25 @@ class Worker:
         started = handed_in = self._vitals.computing_since = time.monotonic()
         before = replace(self.totals)
         outcomes: list[Outcome] = []
-        truncated: list[int] = []
-        done = 0
+        truncated = done = 0
         try:
             if self.stop.requested or (model := self._model(jobs[0], lease)) is None:
                 return
-            lengths = count_tokens(jobs, model)
+            counted = count_tokens(jobs, model)
+            lengths = counted or [len(job.text) // 4 for job in jobs]
             for places in token_batches(lengths, model):
                 batch = [jobs[place] for place in places]
                 if self.stop.requested or not self._attend(model, batch, lease):
                     break
-                outcomes += self._future.result()
+                for outcome, place in zip(self._future.result(), places, strict=True):
+                    if isinstance(outcome, Embedded) and model.max_tokens and counted:
+                        beyond = max(0, lengths[place] - model.max_tokens)
+                        truncated += beyond > 0
+                        outcomes.append(replace(outcome, truncated=beyond))
+                    else:
+                        outcomes.append(outcome)
                 done += len(batch)
                 self._vitals.computing_since = time.monotonic()
-                truncated += [
-                    jobs[place].job_id for place in places if 0 < model.max_tokens < lengths[place]
-                ]
                 if time.monotonic() - handed_in >= FLUSH_SECONDS:
                     self._hand_in(lease, outcomes)
                     outcomes = []
@@ -452,7 +457,7 @@ class Worker:
             return
         finally:
             self._vitals.computing_since = None
-            self.totals.truncated += len(truncated)
+            self.totals.truncated += truncated
             self._hand_in(lease, outcomes)
             if done < len(jobs):
                 LOG.info("gave jobs back", extra=fields(jobs=lease.release()))
@@ -468,7 +473,7 @@ class Worker:
                 embedded=self.totals.embedded - before.embedded,
                 stale=self.totals.stale - before.stale,
                 failed=self.totals.failed - before.failed,
-                truncated=len(truncated),
+                truncated=truncated,
                 seconds=seconds,
                 passages_per_second=done / seconds,
             ),
@@ -476,6 +481,8 @@ class Worker:
 
     def _model(self, job: Job, lease: Lease) -> EmbeddingModel | None:
         """The model of a claim; None if it cannot be used, or there is no time to wait for it."""
+        # As it is now: a claim may come seconds after the last look, when queries took long.
+        self._look_at_models()
         row = self._models.rows.get(job.model)
         if row is None or row.dimensions != job.dimensions:
             self._models_at = 0.0
@@ -564,6 +571,7 @@ class Worker:
                 "lease_token": lease.token,
                 "job_ids": [outcome.job_id for outcome in embedded],
                 "embeddings": [Vector(outcome.vector) for outcome in embedded],
+                "truncated_tokens": [outcome.truncated for outcome in embedded],
             }
             stored: int = self._session.value("complete_jobs", parameters)
             self.totals.embedded += stored
@@ -583,13 +591,12 @@ class Worker:
             )
 
 
-def count_tokens(jobs: Sequence[Job], model: EmbeddingModel) -> list[int]:
-    """Tokens of the text of each job, before anything is cut off."""
-    texts = [job.text for job in jobs]
+def count_tokens(jobs: Sequence[Job], model: EmbeddingModel) -> list[int] | None:
+    """Tokens of the text of each job, before anything is cut off; None if that cannot be known."""
     try:
-        return model.count_tokens(texts)
+        return model.count_tokens([job.text for job in jobs])
     except Exception:  # noqa: BLE001 (a text that cannot even be counted fails when embedded)
-        return [len(text) // 4 for text in texts]
+        return None
 
 
 def embed(model: EmbeddingModel, jobs: Sequence[Job]) -> list[Outcome]:

@@ -2,27 +2,34 @@
 
     python -m loadtests.queue claims [--jobs 1000000] [--tenants 1000] [--claims 50]
     python -m loadtests.queue doorbell [--clients 64] [--seconds 5] [--rounds 5]
+    python -m loadtests.queue memory [--jobs 1000000] [--tenants 1000] [--seconds 180]
 
 Each in a database of its own, on the server of DATABASE_URL or the local one, dropped afterwards.
 `doorbell` compares puts a second with the doorbell as it is, and without it, in turns, while a
 worker keeps to the protocol: it claims as long as there are jobs, and is idle when there are none.
+`memory` runs the embedder with its real model beside such a queue and tells what it takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.synchronize import Event
 from typing import Any, Final, LiteralString
 
+import httpx
 import psycopg
+from prometheus_client.parser import text_string_to_metric_families
 
 from db.server import Server, database_url, default_version
 from loadtests.scratch import scratch_database
@@ -87,16 +94,21 @@ def told(what: str, taken: Sequence[float]) -> None:
     print(f"{what:<42} p50 {statistics.median(taken):8.1f} ms   p95 {p95:8.1f} ms")
 
 
+def fill(connection: Connection, jobs: int, tenants: int) -> None:
+    """A queue of so many jobs of so many tenants."""
+    for n in range(tenants - 1):
+        connection.execute("select rag.create_tenant(%s)", [f"tenant {n}"])
+    connection.execute(FILL, {"jobs": jobs})
+    connection.execute("vacuum analyze rag.jobs")
+    row = connection.execute("select count(*) from rag.jobs").fetchone()
+    assert row is not None
+    print(f"{row[0]:,} jobs of {tenants:,} tenants", flush=True)
+
+
 def claims(arguments: argparse.Namespace, url: str) -> None:
     """Claims, completions and progress with a long queue."""
     with psycopg.connect(url, autocommit=True) as connection:
-        for n in range(arguments.tenants - 1):
-            connection.execute("select rag.create_tenant(%s)", [f"tenant {n}"])
-        connection.execute(FILL, {"jobs": arguments.jobs})
-        connection.execute("vacuum analyze rag.jobs")
-        row = connection.execute("select count(*) from rag.jobs").fetchone()
-        assert row is not None
-        print(f"{row[0]:,} jobs of {arguments.tenants:,} tenants")
+        fill(connection, arguments.jobs, arguments.tenants)
 
         def ask(statement: LiteralString) -> Callable[[], object]:
             return lambda: connection.execute(statement).fetchall()
@@ -116,6 +128,44 @@ def claims(arguments: argparse.Namespace, url: str) -> None:
         told("rag.claim_jobs, 64", milliseconds(claim, arguments.claims))
         told("rag.complete_jobs, 64", milliseconds(complete, arguments.claims))
         told("rag.progress", milliseconds(ask("select * from rag.progress()"), 5))
+
+
+def memory(arguments: argparse.Namespace, url: str) -> None:
+    """What an embedder takes while a long queue waits."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        fill(connection, arguments.jobs, arguments.tenants)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    variables = {
+        "DATABASE_URL": url,
+        "RAGDB_HTTP_PORT": str(port),
+        "RAGDB_WORD_VECTOR_TEXTS": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "embedder", "run"],
+        env=os.environ | variables,
+        stderr=subprocess.DEVNULL,
+    ) as embedder:
+        try:
+            started: float | None = None
+            while started is None or time.monotonic() - started < arguments.seconds:
+                time.sleep(arguments.seconds / 12)
+                with suppress(httpx.TransportError):
+                    told = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+                    found = {
+                        sample.name: sample.value
+                        for family in text_string_to_metric_families(told)
+                        for sample in family.samples
+                    }
+                    done = found["ragdb_passages_embedded_total"]
+                    started = started or (time.monotonic() if done else None)
+                    mb = found["process_resident_memory_bytes"] / 1e6
+                    if done:
+                        print(f"{done:8,.0f} passages embedded, {mb:6.0f} MB", flush=True)
+        finally:
+            embedder.terminate()
 
 
 def work(url: str, end: Event) -> None:
@@ -191,7 +241,7 @@ def doorbell(arguments: argparse.Namespace, url: str) -> None:
 
 
 def main() -> int:
-    """Run one of the two."""
+    """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True)
@@ -205,6 +255,11 @@ def main() -> int:
     other.add_argument("--seconds", type=int, default=5)
     other.add_argument("--rounds", type=int, default=5)
     other.set_defaults(func=doorbell)
+    last = commands.add_parser("memory")
+    last.add_argument("--jobs", type=int, default=1_000_000)
+    last.add_argument("--tenants", type=int, default=1000)
+    last.add_argument("--seconds", type=int, default=180)
+    last.set_defaults(func=memory)
     arguments = parser.parse_args()
     with scratch_database(database_url(start=True), "ragdb_queue_load") as url:
         arguments.func(arguments, url)

@@ -1,6 +1,7 @@
-"""What an embedder of the crash matrix runs with: a quick model, and a moment to die at.
+"""What an embedder of the crash matrix runs with: a moment to die at, and a quick model or MiniLM.
 
-Imported in the embedder's own process (tests/processes.py); it is the real program but for the two.
+Imported in the embedder's own process (tests/processes.py); it is the real program but for that.
+To die at a point of its loop cannot be had from outside, and no real model refuses a text.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from embedder import models
 from embedder.database import Session
+from embedder.models import SentenceTransformerModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +84,11 @@ class Death:
     turn: int = 1
 
 
-def prepare(death: Death, seconds: float) -> None:
-    """Have this process embed by HashModel, `seconds` a pass, and die at a point of its loop."""
+def prepare(death: Death, seconds: float | None) -> None:
+    """Have this process die at a point of its loop.
+
+    It embeds by HashModel, `seconds` a pass, or by the real model if that is None.
+    """
     turns = 0
 
     def at(point: Point) -> None:
@@ -92,9 +97,16 @@ def prepare(death: Death, seconds: float) -> None:
         if point == death.point and turns == death.turn:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class Dying(HashModel):
+    class DyingHash(HashModel):
         def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
             at("embedding")
+            return super().encode_documents(texts)
+
+    class DyingReal(SentenceTransformerModel):
+        def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            at("embedding")
+            if any(POISON in text for text in texts):
+                raise ValueError("no such text")
             return super().encode_documents(texts)
 
     def load(
@@ -102,7 +114,12 @@ def prepare(death: Death, seconds: float) -> None:
     ) -> EmbeddingModel:
         del measure
         assert row is not None
-        return Dying(row.name, row.dimensions, seconds)
+        if seconds is None:
+            # Loaded in the forkserver already.
+            from tests.worker_process import MODEL
+
+            return DyingReal(MODEL.name, MODEL.library_model)
+        return DyingHash(row.name, row.dimensions, seconds)
 
     rows, value = Session.rows, Session.value
 

@@ -41,6 +41,11 @@ class Provider:
     opened: list[EmbeddingModel] = field(default_factory=list[EmbeddingModel])
 
     @property
+    def host(self) -> str:
+        """What the embedder calls it: scheme, host and port."""
+        return self.url.removesuffix("/v1")
+
+    @property
     def texts(self) -> list[list[str]]:
         """What was sent, request by request."""
         return [asked.body["input"] for asked in self.asked]

@@ -18,6 +18,8 @@ from embedder.models import EmbeddingModel, SentenceTransformerModel
 
 TEXTS = ["Refunds are paid within 14 days.", "", "😀 مرحبا", "word " * 2000, *samples()]
 HERE = candidates(instructions())
+# Also where the CPU has no instructions for it: then it is only slow.
+BF16 = frozenset({"avx512_bf16"})
 
 
 def load(backend: str) -> EmbeddingModel:
@@ -53,20 +55,19 @@ def test_a_backend_can_be_named(backend: str) -> None:
     assert load(backend).backend == backend
 
 
-def test_one_that_the_cpu_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "instructions", frozenset[str])
+def test_one_that_the_cpu_cannot_do_is_refused(plain: SentenceTransformerModel) -> None:
+    model = plain.library_model
     with pytest.raises(ModelError, match="no instructions for torch-bf16; RAGDB_BACKEND=auto"):
-        load("torch-bf16")
+        choose(model, "torch-bf16", name="m", threads=1, flags=frozenset())
     # Nothing to choose from, so nothing is measured.
-    assert choose(None, "auto", name="m", threads=1) == ("torch", None)
+    assert choose(model, "auto", name="m", threads=1, flags=frozenset()) == ("torch", model)
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("flags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", ["torch", "torch-bf16", "torch-int8"]),
-        ("flags\t\t: fpu avx2 avx_vnni\n", ["torch", "torch-int8"]),
-        ("Features\t: fp asimd i8mm bf16\n", ["torch", "torch-bf16", "torch-int8"]),
+        ("flags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", ["torch", "torch-bf16"]),
+        ("Features\t: fp asimd i8mm bf16\n", ["torch", "torch-bf16"]),
         ("flags\t\t: fpu avx2\n", ["torch"]),
         (None, ["torch"]),
     ],
@@ -103,10 +104,8 @@ def test_the_choice_is_remembered(
     plain: SentenceTransformerModel,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(backends, "instructions", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr(backends, "ROUNDS", 1)
     caplog.set_level(logging.INFO, logger="embedder")
-    chosen, _ = choose(plain.library_model, "auto", name="m", threads=1)
+    chosen, _ = choose(plain.library_model, "auto", name="m", threads=1, flags=BF16)
     assert [record.getMessage() for record in caplog.records] == ["measured the backends"]
     told: dict[str, Any] = cast("Any", caplog.records[0]).fields
     assert told["chosen"] == chosen
@@ -116,21 +115,31 @@ def test_the_choice_is_remembered(
     # What is remembered is believed, and nothing is measured.
     caplog.clear()
     file.write_text(json.dumps(dict.fromkeys(json.loads(file.read_text()), "torch-bf16")))
-    assert choose(plain.library_model, "auto", name="m", threads=1)[0] == "torch-bf16"
+    assert choose(plain.library_model, "auto", name="m", threads=1, flags=BF16)[0] == "torch-bf16"
     assert not caplog.records
     # A file that is broken is as none.
     file.write_text("[1")
-    assert choose(plain.library_model, "auto", name="m", threads=1)[0] in BACKENDS
-    assert len(caplog.records) == 1
+    model = plain.library_model
+    remembered = choose(model, "auto", name="m", threads=1, measure=False, flags=BF16)
+    assert remembered == ("torch", model)
 
 
 def test_whatever_goes_wrong_leaves_float32(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    plain: SentenceTransformerModel,
 ) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(backends, "instructions", lambda: frozenset({"avx512_bf16"}))
-    model = [object()]
-    assert choose(model, "auto", name="m", threads=1) == ("torch", model)
-    assert [record.getMessage() for record in caplog.records] == ["computing in float32"]
-    with pytest.raises(ModelError, match="cannot be computed with torch-bf16"):
-        choose(model, "torch-bf16", name="m", threads=1)
+    # A model of word vectors has no network to compute faster.
+    tokenizer = cast("Any", plain.library_model.tokenizer).backend_tokenizer
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+    assert choose(model, "auto", name="m", threads=1, flags=BF16) == ("torch", model)
+    told = [(r.getMessage(), cast("Any", r).fields["reason"]) for r in caplog.records]
+    why = "this kind of model cannot be computed with torch-bf16"
+    assert told == [("computing in float32", f"ModelError: {why}")]
+    with pytest.raises(ModelError, match=why):
+        choose(model, "torch-bf16", name="m", threads=1, flags=BF16)

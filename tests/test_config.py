@@ -258,3 +258,35 @@ def _embedder(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
         text=True,
         check=False,
     )
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = subprocess.run(
+        [sys.executable, "-m", "embedder", "config"],
+        env=os.environ | {"DATABASE_URL": "postgresql://x@y/z"},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+        text=True,
+    )
+    os.close(writer)
+    assert (answer.returncode, answer.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["run", "wait"])
+def test_a_server_that_is_not_there_is_one_line_with_a_hint(command: str) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "embedder", command],
+        env=os.environ | {"DATABASE_URL": "postgresql://me:geheim@127.0.0.1:1/x"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: cannot connect to the database: ")
+    assert "port 1" in line
+    assert "is DATABASE_URL right?" in line
+    assert "geheim" not in line

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import psycopg
@@ -23,8 +23,9 @@ from embedder.errors import SettingsError
 from embedder.health import Monitor, Vitals
 from tests.processes import until
 from tests.provider import Provider, always
-from tests.test_provider import (
+from tests.working import (
     TEXTS,
+    Connection,
     embedded,
     new_worker,
     provider,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["provider"]
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def metrics(text: str) -> dict[str, float]:
@@ -58,15 +57,16 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-@pytest.mark.usefixtures("provider")
-def test_metrics_and_health_of_a_worker(database: str, connection: Connection) -> None:
+def test_metrics_and_health_of_a_worker(
+    database: str, connection: Connection, provider: Provider
+) -> None:
     put(connection, TEXTS)
     one = new_worker(database)
     monitor = one._monitor  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     with monitor.serve("127.0.0.1", 0) as port, httpx.Client(timeout=30) as client:
         url = f"http://127.0.0.1:{port}"
         answer = client.get(f"{url}/healthz")
-        assert (answer.status_code, answer.text) == (503, "not ready yet\n")
+        assert (answer.status_code, answer.text) == (503, "not ready yet: starting\n")
         found = metrics(client.get(f"{url}/metrics").text)
         assert found["ragdb_jobs waiting"] == len(TEXTS)
         assert found["ragdb_queue_age_seconds"] > 0
@@ -85,7 +85,7 @@ def test_metrics_and_health_of_a_worker(database: str, connection: Connection) -
             assert found["ragdb_job_failures_total"] == 0
             assert found["ragdb_database_reconnects_total"] == 0
             assert found["ragdb_healthy"] == 1
-            assert found["ragdb_info http://127.0.0.1 all-MiniLM-L6-v2 0.1.0"] == 1
+            assert found[f"ragdb_info {provider.host} all-MiniLM-L6-v2 0.1.0"] == 1
             connection.execute(
                 "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
                 "where application_name = 'ragdb embedder' and datname = current_database()"
@@ -98,16 +98,15 @@ def test_metrics_and_health_of_a_worker(database: str, connection: Connection) -
         assert client.get(f"{url}/").status_code == 404
 
 
-def test_the_queue_is_not_counted_for_every_scrape(
-    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queue_is_not_counted_for_every_scrape(database: str, connection: Connection) -> None:
     monitor = Monitor(Vitals(), database)
     assert metrics(monitor.metrics().decode())["ragdb_jobs waiting"] == 0
     put(connection, TEXTS[:3])
     assert metrics(monitor.metrics().decode())["ragdb_jobs waiting"] == 0
-    monkeypatch.setattr(health, "COUNT_SECONDS", 0)
-    monitor = Monitor(Vitals(), database)
+    monitor = Monitor(Vitals(), database, count_seconds=0)
     assert metrics(monitor.metrics().decode())["ragdb_jobs waiting"] == 3
+    put(connection, TEXTS[3:4], "another")
+    assert metrics(monitor.metrics().decode())["ragdb_jobs waiting"] == 4
 
 
 def test_metrics_without_a_database() -> None:
@@ -118,8 +117,8 @@ def test_metrics_without_a_database() -> None:
 
 
 def test_a_worker_that_hangs_is_not_healthy() -> None:
-    vitals = Vitals()
-    assert vitals.problems() == ["not ready yet"]
+    vitals = Vitals(doing="loading the model m")
+    assert vitals.problems() == ["not ready yet: loading the model m"]
     vitals.beat()
     assert vitals.problems() == []
     vitals.computing_since = time.monotonic() - health.STUCK_SECONDS - 1
@@ -129,9 +128,9 @@ def test_a_worker_that_hangs_is_not_healthy() -> None:
 
 
 @pytest.mark.usefixtures("provider")
-def test_an_idle_worker_is_healthy(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "STILL_SECONDS", 2)
+def test_an_idle_worker_is_healthy(database: str) -> None:
     one = new_worker(database, RAGDB_POLL_SECONDS="3600")
+    vitals_of(one).still_seconds = 2
     with running(one):
         until(lambda: not vitals_of(one).problems())
         deadline = time.monotonic() + 5
@@ -141,12 +140,12 @@ def test_an_idle_worker_is_healthy(database: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_limit_without_end_is_not_healthy(
-    database: str, connection: Connection, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    database: str, connection: Connection, provider: Provider
 ) -> None:
-    monkeypatch.setattr(health, "STUCK_SECONDS", 1)
     provider.behave = always(429, {}, Retry_After="1")
     put(connection, TEXTS)
     one = new_worker(database)
+    vitals_of(one).stuck_seconds = 1
     with running(one):
         until(lambda: "jobs wait and none was finished" in "".join(vitals_of(one).problems()))
         provider.behave = lambda _asked, _handler: False

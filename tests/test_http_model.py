@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
 from embedder import models
@@ -22,7 +27,7 @@ from embedder.errors import (
     ProviderStumbledError,
     TextRefusedError,
 )
-from embedder.http_model import HttpModel, estimated_tokens, retry_after
+from embedder.http_model import Endpoint, HttpModel, estimated_tokens, retry_after
 from embedder.models import ModelRow
 from tests.provider import (
     DIMENSIONS,
@@ -221,7 +226,7 @@ def test_trouble_with_everything_means_that_the_provider_is_away(
     provider.behave = TROUBLE[kind]
     with pytest.raises(ProviderAwayError) as away:
         http_model(provider, timeout=0.5).encode_documents(["one", "two"])
-    assert str(away.value).startswith("http://127.0.0.1 ")
+    assert str(away.value).startswith(f"{provider.host} ")
     assert away.value.retry_after is None
     assert len(provider.asked) == 2
     assert is_probe(provider.asked[1])
@@ -238,7 +243,7 @@ def test_nobody_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         provider = Provider(f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
-        with pytest.raises(ProviderAwayError, match="cannot be reached: ConnectError"):
+        with pytest.raises(ProviderAwayError, match=f"{provider.host} cannot be reached"):
             http_model(provider).encode_query("one")
 
 
@@ -314,6 +319,7 @@ def test_what_is_no_number_is_left_for_the_worker_to_judge(
         ({"texts_per_request": 0}, "texts_per_request must be a number"),
         ({"texts_per_request": True}, "texts_per_request must be a number"),
         ({"key_header": "a: b"}, "key_header"),
+        ({"send_dimensions": "no"}, "send_dimensions must be true or false"),
         ({"tiemout": 3}, "unknown setting: tiemout"),
     ],
 )
@@ -352,3 +358,28 @@ def test_the_key_shows_nowhere(provider: Provider, caplog: pytest.LogCaptureFixt
     assert KEY not in " ".join(shown)
     assert "geheim" not in repr(given)
     assert "httpx" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "address"),
+    [
+        ("OpenAI", "https://api.openai.com/v1/embeddings"),
+        (
+            "Azure",
+            "https://NAME.openai.azure.com/openai/deployments/DEPLOYMENT/embeddings"
+            "?api-version=2024-10-21",
+        ),
+        ("Ollama", "http://localhost:11434/v1/embeddings"),
+        ("TEI", "http://localhost:8080/v1/embeddings"),
+        ("vLLM", "http://localhost:8000/v1/embeddings"),
+    ],
+)
+def test_the_settings_that_the_documentation_names(
+    connection: psycopg.Connection[tuple[Any, ...]], place: str, address: str
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "embedder.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\| {place} \| `(.*)` \|$", page, re.M)
+    assert found is not None
+    settings = json.loads(found[1])
+    assert Endpoint.of(ModelRow("m", 8, "openai", settings=settings)).address == address
+    connection.execute("select rag.add_model('m', 8, 'openai', %s)", [found[1]])

@@ -6,38 +6,33 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from typing import Any, cast
 
 import numpy as np
-import psycopg
 import pytest
 
 from embedder import model_set, worker
-from embedder.config import Settings
-from embedder.database import Session
 from embedder.errors import ModelError
-from embedder.health import Vitals
-from embedder.worker import Worker
 from tests.processes import until
 from tests.provider import KEY, Asked, Provider, always, is_probe, right, send, serve, unit
+from tests.working import (
+    MARK,
+    TEXTS,
+    Connection,
+    embedded,
+    new_worker,
+    provider,
+    put,
+    running,
+    use,
+    value,
+    vitals_of,
+)
 
-Connection = psycopg.Connection[tuple[Any, ...]]
-
-MARK = "poison"
-TEXTS = [f"Rule {n}: parcel {n * 7} is delivered on day {n % 31} of the month." for n in range(40)]
-
-
-@pytest.fixture
-def provider(connection: Connection) -> Iterator[Provider]:
-    """A provider that the database's model is at."""
-    with serve() as provider:
-        use(connection, provider)
-        yield provider
+__all__ = ["provider"]
 
 
 @pytest.fixture
@@ -50,58 +45,6 @@ def far(connection: Connection, provider: Provider) -> Iterator[Provider]:
         yield far
 
 
-def use(connection: Connection, provider: Provider, **settings: object) -> None:
-    """Let the model be at the provider."""
-    connection.execute(
-        "update rag.models set provider = 'openai', settings = %s",
-        [json.dumps({"url": provider.url, "timeout": 0.5} | settings)],
-    )
-
-
-def new_worker(database: str, **variables: str) -> Worker:
-    """A worker that loads the model that the database describes."""
-    return Worker(
-        Settings.from_environment(
-            {
-                "DATABASE_URL": database,
-                "RAGDB_POLL_SECONDS": "0.1",
-                "RAGDB_WORD_VECTOR_TEXTS": "0",
-                "RAGDB_API_KEY": KEY,
-            }
-            | variables
-        )
-    )
-
-
-def vitals_of(worker: Worker) -> Vitals:
-    return worker._vitals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-
-
-def put(connection: Connection, texts: list[str], prefix: str = "document") -> None:
-    documents = [{"content": text, "uri": f"{prefix}-{n}"} for n, text in enumerate(texts)]
-    connection.execute("select rag.put_many(%s)", [json.dumps(documents)])
-
-
-def value(connection: Connection, statement: str) -> Any:
-    row = connection.execute(cast("Any", statement)).fetchone()
-    assert row is not None
-    return row[0]
-
-
-def embedded(connection: Connection) -> int:
-    return value(connection, "select count(*) from rag.embeddings")
-
-
-def embedded_by(connection: Connection, model: str) -> int:
-    row = connection.execute(
-        "select count(*) from rag.embeddings as e join rag.models as m using (model_id) "
-        "where m.name = %s",
-        [model],
-    ).fetchone()
-    assert row is not None
-    return row[0]
-
-
 def untouched(connection: Connection) -> int:
     """Jobs that nobody holds and that have lost no attempt."""
     return value(
@@ -111,22 +54,9 @@ def untouched(connection: Connection) -> int:
     )
 
 
-@contextmanager
-def running(worker: Worker) -> Iterator[None]:
-    """The worker in a thread of this process."""
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop.requested = True
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of a hundredth."""
+    """Pauses of a hundredth: by the clock each of these tests would take half a minute or more."""
     monkeypatch.setattr(model_set, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(model_set, "SETTINGS_SECONDS", 0.2)
 
@@ -181,8 +111,8 @@ def test_a_limit_is_respected_and_costs_no_attempt(
     assert moments[2] - moments[1] >= 1.5
     assert moments[3] - moments[2] >= 1.5
     events = [record.getMessage() for record in caplog.records]
-    assert events.count("the provider does not answer, trying again") == 1
-    assert events.count("the provider answers again") == 1
+    assert events.count("the provider asks for less, waiting") == 1
+    assert events.count("the provider works again") == 1
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -198,10 +128,11 @@ def test_a_provider_that_is_away_costs_no_attempt_and_is_asked_seldom(
         before = len(provider.asked)
         put(connection, [f"Later: {text}" for text in TEXTS], "later")
         until(lambda: vitals_of(one).problems())
-        assert f"http://127.0.0.1 answers {status}" in vitals_of(one).problems()[0]
+        assert f"{provider.host} answers {status}" in vitals_of(one).problems()[0]
         until(lambda: untouched(connection) == len(TEXTS))
-        time.sleep(2)
-        # Its texts, the probe, and probes after 1 and 2 seconds.
+        # Probes follow after 1 and 2 seconds.
+        failures = one.totals.provider_failures
+        until(lambda: one.totals.provider_failures == failures + 2)
         assert len(provider.asked) - before <= 5
         assert untouched(connection) == len(TEXTS)
         provider.behave = lambda _asked, _handler: False
@@ -229,17 +160,17 @@ def test_a_provider_that_is_away_keeps_no_other_model_from_its_work(
     put(connection, TEXTS)
     one = new_worker(database)
     with running(one):
-        until(lambda: embedded_by(connection, "all-MiniLM-L6-v2") == len(TEXTS))
+        until(lambda: embedded(connection, "all-MiniLM-L6-v2") == len(TEXTS))
         until(lambda: vitals_of(one).problems())
-        problem = "the model far does not work: http://127.0.0.1 answers 500 Internal Server Error"
+        problem = f"the model far does not work: {far.host} answers 500 Internal Server Error"
         assert vitals_of(one).problems() == [problem]
         assert len(far.asked) <= 4
         put(connection, [f"Later: {text}" for text in TEXTS], "later")
-        until(lambda: embedded_by(connection, "all-MiniLM-L6-v2") == 2 * len(TEXTS))
+        until(lambda: embedded(connection, "all-MiniLM-L6-v2") == 2 * len(TEXTS))
         until(lambda: untouched(connection) == 2 * len(TEXTS))
-        assert embedded_by(connection, "far") == 0
+        assert embedded(connection, "far") == 0
         far.behave = lambda _asked, _handler: False
-        until(lambda: embedded_by(connection, "far") == 2 * len(TEXTS))
+        until(lambda: embedded(connection, "far") == 2 * len(TEXTS))
         until(lambda: not vitals_of(one).problems())
     assert one.totals.failed == 0
 
@@ -266,31 +197,22 @@ def test_once_does_what_can_be_done_before_it_gives_up(
     put(connection, TEXTS)
     with pytest.raises(ModelError, match=f"answers {status}"):
         new_worker(database).run(once=True)
-    assert embedded_by(connection, "all-MiniLM-L6-v2") == len(TEXTS)
+    assert embedded(connection, "all-MiniLM-L6-v2") == len(TEXTS)
     assert untouched(connection) == len(TEXTS)
     assert len(far.asked) == probes
 
 
+def statements(connection: Connection) -> int:
+    """So many statements, each a transaction of its own, the server has counted."""
+    return value(
+        connection,
+        "select xact_commit from pg_stat_database where datname = current_database()",
+    )
+
+
 def test_who_waits_for_all_of_its_models_does_not_spin(
-    database: str,
-    connection: Connection,
-    provider: Provider,
-    far: Provider,
-    monkeypatch: pytest.MonkeyPatch,
+    database: str, connection: Connection, provider: Provider, far: Provider
 ) -> None:
-    said: list[str] = []
-    rows, value = Session.rows, Session.value
-
-    def heard_rows(self: Session, name: str, *given: Any) -> Any:
-        said.append(name)
-        return rows(self, name, *given)
-
-    def heard_value(self: Session, name: str, *given: Any) -> Any:
-        said.append(name)
-        return value(self, name, *given)
-
-    monkeypatch.setattr(Session, "rows", heard_rows)
-    monkeypatch.setattr(Session, "value", heard_value)
     put(connection, TEXTS)
     one = new_worker(database, RAGDB_POLL_SECONDS="0.5")
     with running(one):
@@ -299,10 +221,14 @@ def test_who_waits_for_all_of_its_models_does_not_spin(
         put(connection, TEXTS[:3], "again")
         connection.execute("select rag.put('Something new.', 'new')")
         until(lambda: len(vitals_of(one).problems()) == 2)
-        before, asked = len(said), len(provider.asked) + len(far.asked)
+        asked = len(provider.asked) + len(far.asked)
+        # A worker tells the server of its statements each second at most.
         time.sleep(2)
-        # Four rounds, and in each: the models, jobs of each of the two, a claim, what is due next.
-        assert len(said) - before <= 50
+        before = statements(connection)
+        time.sleep(4)
+        # Eight rounds, and in each: the models, jobs of each of the two, a claim, what is due next,
+        # and the doorbell. A loop without a pause says thousands.
+        assert statements(connection) - before <= 120
         assert len(provider.asked) + len(far.asked) == asked
         beat_at = vitals_of(one).beat_at
         until(lambda: vitals_of(one).beat_at != beat_at)
@@ -327,6 +253,33 @@ def test_a_model_whose_row_is_put_right_works_at_once(
         put(connection, ["Something new."], "new")
         until(lambda: "gives vectors of 384 dimensions" in "".join(vitals_of(one).problems()))
         until(lambda: untouched(connection) == 1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_settings_that_are_wrong_are_told_once(
+    database: str, connection: Connection, far: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(connection, TEXTS)
+    one = new_worker(database)
+    with running(one):
+        until(lambda: embedded(connection) == 2 * len(TEXTS))
+        asked = len(far.asked)
+        # Past rag.alter_model, which refuses it.
+        connection.execute("update rag.models set settings = '{\"url\": \"x\"}' where name = 'far'")
+        until(lambda: "far" not in vitals_of(one).backends)
+        put(connection, ["Something new."], "new")
+        until(lambda: embedded(connection) == 2 * len(TEXTS) + 1)
+        until(lambda: one.totals.provider_failures >= 4)
+        problem = "the setting url of the model far is not a URL of a provider"
+        assert problem in "".join(vitals_of(one).problems())
+        assert len(far.asked) == asked
+        until(lambda: untouched(connection) == 1)
+        settings = json.dumps({"url": far.url})
+        connection.execute("select rag.alter_model('far', settings => %s)", [settings])
+        until(lambda: embedded(connection) == 2 * len(TEXTS) + 2)
+        until(lambda: not vitals_of(one).problems())
+    events = [record.getMessage() for record in caplog.records]
+    assert events.count("the model cannot be used, trying again") == 1
 
 
 @pytest.mark.usefixtures("hasty")
@@ -463,6 +416,18 @@ def test_texts_that_are_cut_are_told(
     assert one.totals.truncated == 1
     batch = next(r for r in caplog.records if r.getMessage() == "embedded a batch")
     assert cast("Any", batch).fields["truncated"] == 1
+    # 499 characters are 125 tokens by estimate.
+    cut = "select uri, truncated_tokens from rag.truncations()"
+    assert connection.execute(cast("Any", cut)).fetchall() == [("document-4", 95)]
+    assert value(connection, "select count(truncated_tokens) from rag.embeddings") == 5
+
+
+@pytest.mark.usefixtures("provider")
+def test_what_a_provider_cuts_by_itself_is_unknown(database: str, connection: Connection) -> None:
+    put(connection, TEXTS[:3])
+    assert new_worker(database).run(once=True) == 0
+    assert value(connection, "select count(*) from rag.embeddings") == 3
+    assert value(connection, "select count(truncated_tokens) from rag.embeddings") == 0
 
 
 def test_the_key_is_in_no_log(database: str, connection: Connection, provider: Provider) -> None:
@@ -479,5 +444,5 @@ def test_the_key_is_in_no_log(database: str, connection: Connection, provider: P
     assert provider.asked[0].headers["authorization"] == f"Bearer {KEY}"
     events = [json.loads(line) for line in answer.stderr.splitlines()]
     assert [event["event"] for event in events] == ["ready", "embedded a batch", "stopped"]
-    assert events[0]["backend"] == "http://127.0.0.1"
+    assert events[0]["backend"] == provider.host
     assert KEY not in answer.stderr + answer.stdout

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psycopg
 import pytest
 
+from tests.processes import until
 from tests.test_readme import psql
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ def test_the_worker_by_hand(
     server: Server, database: str, connection: psycopg.Connection[tuple[Any, ...]]
 ) -> None:
     text = QUEUE.read_text(encoding="utf-8")
-    script, output = re.findall(r"```psql\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL)[0]
-    connection.execute("select rag.put('Refunds take five days.')")
+    put, script, output = re.findall(
+        r"```sql\n([^`]*?rag\.put[^`]*?)```\s+```psql\n(.*?)```\n\n```\n(.*?)```", text, re.DOTALL
+    )[0]
+    psql(server, database, put)
     found = psql(server, database, script)
     assert words(found) == words(output)
     assert connection.execute("select count(*) from rag.jobs").fetchone() == (0,)
@@ -73,7 +76,8 @@ def test_too_few_vectors_leave_the_rest_to_the_lease(
     with pytest.raises(psycopg.errors.InvalidParameterValue):
         connection.execute(complete, [*claim, [good]])
     assert connection.execute(complete, [claim[0], claim[1][:1], [good]]).fetchone() == (1,)
-    connection.execute("select pg_sleep(0.25)")
+    due = "select rag.next_due() <= clock_timestamp()"
+    until(lambda: connection.execute(due).fetchone() == (True,))
     again = connection.execute("select job_id, attempts from rag.claim_jobs('w')").fetchall()
     assert again == [(claim[1][1], 2)]
 

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,13 +26,23 @@ import pytest
 from db.migrate import migrate
 from db.server import Server
 from embedder import progress
-from embedder.config import Settings
 from embedder.errors import ModelError, NotMigratedError, UnreachableError
 from embedder.models import EmbeddingModel, ModelRow, SentenceTransformerModel
 from embedder.stop import Stop
 from embedder.worker import Worker
 from tests import processes
 from tests.processes import until
+from tests.working import (
+    MARK,
+    TEXTS,
+    Connection,
+    embedded,
+    put,
+    running,
+    settings,
+    value,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -43,11 +52,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RoleFactory
 
-Connection = psycopg.Connection[tuple[Any, ...]]
 Start = Callable[..., "BaseProcess"]
-
-MARK = "poison"
-TEXTS = [f"Rule {n}: parcel {n * 7} is delivered on day {n % 31} of the month." for n in range(40)]
 
 
 @pytest.fixture
@@ -70,39 +75,6 @@ def start(database: str, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def embedding_model(model: SentenceTransformer) -> SentenceTransformerModel:
     return SentenceTransformerModel("all-MiniLM-L6-v2", cast("Any", model))
-
-
-def settings(url: str, **changes: str) -> Settings:
-    return Settings.from_environment(
-        {
-            "DATABASE_URL": url,
-            "RAGDB_POLL_SECONDS": "0.2",
-            "RAGDB_THREADS": "1",
-            "RAGDB_BACKEND": "torch",
-            "RAGDB_WORD_VECTOR_TEXTS": "0",
-            **changes,
-        }
-    )
-
-
-def value(connection: Connection, statement: str, *parameters: object) -> Any:
-    row = connection.execute(cast("Any", statement), parameters).fetchone()
-    assert row is not None
-    return row[0]
-
-
-def put(connection: Connection, texts: Sequence[str], prefix: str = "document") -> None:
-    """One document and one passage for each text."""
-    documents = [{"content": text, "uri": f"{prefix}-{n}"} for n, text in enumerate(texts)]
-    connection.execute("select rag.put_many(%s)", [json.dumps(documents)])
-
-
-def embedded(connection: Connection) -> int:
-    return value(connection, "select count(*) from rag.embeddings")
-
-
-def waiting(connection: Connection) -> int:
-    return value(connection, "select count(*) from rag.jobs")
 
 
 def listeners(connection: Connection) -> list[int]:
@@ -191,6 +163,22 @@ def test_once_drains_and_ends(
     assert worker.totals.embedded == len(TEXTS)
     assert worker.totals.batches == 3
     all_is_right(connection, model)
+
+
+def test_what_the_model_does_not_take_is_stored(
+    database: str, connection: Connection, embedding_model: SentenceTransformerModel
+) -> None:
+    put(connection, TEXTS[:3])
+    long = " ".join(f"word{n}" for n in range(300))
+    connection.execute("select rag.put(%s, 'long', chunk_size => 8000)", [long])
+    worker = Worker(settings(database), embedding_model)
+    assert worker.run(once=True) == 0
+    assert worker.totals.truncated == 1
+    beyond = embedding_model.count_tokens([long])[0] - embedding_model.max_tokens
+    assert beyond > 300
+    rows = connection.execute("select uri, truncated_tokens from rag.truncations()").fetchall()
+    assert rows == [("long", beyond)]
+    assert value(connection, "select count(*) from rag.embeddings where truncated_tokens = 0") == 3
 
 
 def test_the_rights_of_rag_worker_suffice(
@@ -410,19 +398,6 @@ class Gated(SentenceTransformerModel):
         return super().encode_documents(texts)
 
 
-@contextmanager
-def running(worker: Worker) -> Generator[None]:
-    """The worker in a thread of this process."""
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop.requested = True
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 def test_a_changed_text_never_gets_the_old_vector(
     database: str,
     connection: Connection,
@@ -460,7 +435,10 @@ def test_the_heartbeat_keeps_a_lease_for_as_long_as_the_model_takes(
 
 
 def test_a_lost_lease_is_given_up(
-    database: str, connection: Connection, embedding_model: SentenceTransformerModel
+    database: str,
+    connection: Connection,
+    embedding_model: SentenceTransformerModel,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     put(connection, TEXTS)
     gated = Gated(embedding_model)
@@ -471,7 +449,7 @@ def test_a_lost_lease_is_given_up(
             "select distinct j.lease_token from rag.claim_jobs('thief', 1000, '1 hour') as j"
         ).fetchall()
         assert len(tokens) == 1
-        time.sleep(0.8)
+        until(lambda: "lost a lease" in caplog.text)
         gated.gate.set()
     assert gated.calls == 1
     assert embedded(connection) == 0

@@ -27,13 +27,14 @@ begin
     loop
         -- The tenant may have this very text already, in this document or another one.
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens
         )
         select
-            c.partition_id, c.tenant_id, c.chunk_id, v_model, c.collection_id, twin.embedding
+            c.partition_id, c.tenant_id, c.chunk_id, v_model, c.collection_id, twin.embedding,
+            twin.truncated_tokens
         from rag.chunks as c
         cross join lateral (
-            select e.embedding
+            select e.embedding, e.truncated_tokens
             from rag.chunks as o
             join rag.embeddings as e
                 on e.partition_id = _enqueue.partition_id

@@ -1,7 +1,7 @@
 -- Leases: what a worker does with the jobs that it claimed, and jobs that failed.
 
 create or replace function rag.complete_jobs(
-    lease_token uuid, job_ids bigint[], embeddings vector[]
+    lease_token uuid, job_ids bigint[], embeddings vector[], truncated_tokens int[] default null
 )
     returns int
     language plpgsql
@@ -34,6 +34,26 @@ begin
             detail = format('%s jobs, %s of them different ones.',
                 cardinality(complete_jobs.job_ids), v_rows),
             hint = 'Give one embedding for each job, in the same order.';
+    end if;
+    if complete_jobs.truncated_tokens is not null
+        and (
+            cardinality(complete_jobs.truncated_tokens) <> cardinality(complete_jobs.job_ids)
+            or exists (
+                select from unnest(complete_jobs.truncated_tokens) as g (tokens)
+                where g.tokens < 0
+            )
+        )
+    then
+        raise exception 'invalid truncated_tokens' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%s jobs and %s numbers of tokens, the least of them %s.',
+                cardinality(complete_jobs.job_ids), cardinality(complete_jobs.truncated_tokens),
+                coalesce((
+                    select min(g.tokens)
+                    from unnest(complete_jobs.truncated_tokens) as g (tokens)
+                )::text, 'unknown')),
+            hint = 'Give one number for each job, in the same order: how many tokens of its text '
+            'the model did not take, 0 for none, null for unknown.';
     end if;
     perform rag._share_models();
     -- The tenants first: one that moves to another partition meanwhile would leave his vectors
@@ -88,14 +108,16 @@ begin
     loop
         perform rag._create_embedding_child(v_place.model_id, v_place.partition_id);
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens
         )
         select
             c.partition_id, c.tenant_id, c.chunk_id, v_place.model_id, c.collection_id,
             -- Normalised first: half precision ends at 65,504, and one such number would be an
             -- error for the whole batch. The cosine stays what it was.
-            l2_normalize(g.embedding)::halfvec
-        from unnest(complete_jobs.job_ids, complete_jobs.embeddings) as g (job_id, embedding)
+            l2_normalize(g.embedding)::halfvec, g.truncated_tokens
+        from unnest(
+            complete_jobs.job_ids, complete_jobs.embeddings, complete_jobs.truncated_tokens
+        ) as g (job_id, embedding, truncated_tokens)
         join rag.jobs as j
             on j.job_id = g.job_id
             and j.lease_token = complete_jobs.lease_token
@@ -106,7 +128,8 @@ begin
             and c.chunk_id = j.chunk_id
             and c.content_hash = j.content_hash
         on conflict (tenant_id, chunk_id, model_id, partition_id)
-        do update set embedding = excluded.embedding;
+        do update
+        set embedding = excluded.embedding, truncated_tokens = excluded.truncated_tokens;
         get diagnostics v_rows = row_count;
         v_stored := v_stored + v_rows;
     end loop;
@@ -135,9 +158,10 @@ begin
 end
 $$;
 
-comment on function rag.complete_jobs(uuid, bigint[], vector[]) is
+comment on function rag.complete_jobs(uuid, bigint[], vector[], int[]) is
     'Store embeddings and finish their jobs; returns how many. Jobs whose lease went to another '
-    'are left alone; a zero vector or wrong dimensions fail the job for good.';
+    'are left alone; a zero vector or wrong dimensions fail the job for good. truncated_tokens: '
+    'how many tokens of each text the model did not take, null: unknown.';
 
 create or replace function rag._hold_jobs(lease_token uuid)
     returns void

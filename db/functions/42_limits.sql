@@ -136,6 +136,9 @@ begin
                 set_rate_limit.provider),
             hint = 'Name one of them. The limit of a provider is shared by all of its models.';
     end if;
+    if set_rate_limit.provider is not null then
+        perform rag._check_provider(set_rate_limit.provider);
+    end if;
     if set_rate_limit.requests_per_minute <= 0 or set_rate_limit.tokens_per_minute <= 0 then
         raise exception 'invalid rate limit' using
             errcode = 'invalid_parameter_value',
@@ -168,6 +171,21 @@ comment on function rag.set_rate_limit(text, text, int, int) is
     'Let claims of a model, or of all models of a provider, take at most so many requests and '
     'tokens a minute, over all workers; without numbers the limit is lifted.';
 
+create or replace function rag._allows_at(rate rag.rate_limits)
+    returns timestamptz
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return (rate).filled_at
++ greatest(
+    0,
+    (1 - (rate).requests_left) / (0.9 * (rate).requests_per_minute / 60),
+    (1 - (rate).tokens_left) / (0.9 * (rate).tokens_per_minute / 60)
+) * interval '1 second';
+
+comment on function rag._allows_at(rag.rate_limits) is 'When a limit allows another request.';
+
 create or replace function rag._allowed_at(model rag.models)
     returns timestamptz
     language sql
@@ -176,14 +194,7 @@ create or replace function rag._allowed_at(model rag.models)
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
-    select max(
-        l.filled_at
-        + greatest(
-            0,
-            (1 - l.requests_left) / (0.9 * l.requests_per_minute / 60),
-            (1 - l.tokens_left) / (0.9 * l.tokens_per_minute / 60)
-        ) * interval '1 second'
-    )
+    select max(rag._allows_at(l))
     from rag.rate_limits as l
     where l.model_id = (_allowed_at.model).model_id or l.provider = (_allowed_at.model).provider
 $$;
@@ -245,9 +256,15 @@ declare
     v_is_full boolean;
     v_jobs bigint[];
     v_spent bigint;
-    -- How many texts the worker puts into one request; without that setting all of a claim.
+    -- What the worker puts into one request: of the embedder's own provider its defaults, of
+    -- another's all of a claim, unless the settings tell.
     v_texts int := coalesce(
-        substring(v_model.settings ->> 'texts_per_request' from '^[1-9]\d{0,5}$')::int, 10000
+        substring(v_model.settings ->> 'texts_per_request' from '^[1-9]\d{0,5}$')::int,
+        case when v_model.provider = 'openai' then 32 else 10000 end
+    );
+    v_request_tokens int := coalesce(
+        substring(v_model.settings ->> 'batch_tokens' from '^[1-9]\d{0,7}$')::int,
+        case when v_model.provider = 'openai' then 16384 end
     );
 begin
     -- In one order by all claims; whoever claims of the same limit waits for this one to commit.
@@ -295,9 +312,18 @@ begin
         from rag._job_texts(v_jobs) as t
         join unnest(v_jobs) with ordinality as o (job_id, n) on o.job_id = t.job_id
     ) as g
-    where v_tokens is null or g.total <= v_tokens or g.n = 1 and v_is_full;
+    where
+        (v_tokens is null or g.total <= v_tokens or g.n = 1 and v_is_full)
+        and coalesce(g.total <= floor(v_requests) * v_request_tokens or g.n = 1, true);
     if v_jobs is not null then
-        perform rag._charge(v_model, ceil(cardinality(v_jobs)::numeric / v_texts), v_spent);
+        perform rag._charge(
+            v_model,
+            least(cardinality(v_jobs), greatest(
+                ceil(cardinality(v_jobs)::numeric / v_texts),
+                ceil(v_spent::numeric / v_request_tokens)
+            )),
+            v_spent
+        );
     end if;
     return v_jobs;
 end
@@ -305,3 +331,48 @@ $$;
 
 comment on function rag._within_limits(rag.models, int, timestamptz) is
     'Choose jobs of a model, as many as its limits and those of its provider allow now.';
+
+create or replace function rag.list_limits()
+    returns table (
+        kind text,
+        tenant text,
+        model text,
+        provider text,
+        requests_per_minute int,
+        tokens_per_minute int,
+        next_at timestamptz
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select 'pause', null::text, m.name, m.provider, null::int, null::int, null::timestamptz
+    from rag.models as m
+    where m.is_paused and m.dropped_at is null
+    union all
+    select 'pause', t.name, null, null, null, null, null
+    from rag.tenants as t
+    where t.is_paused
+    union all
+    select 'pause', t.name, m.name, m.provider, null, null, null
+    from rag.tenants as t
+    join rag.models as m on m.model_id = any(t.paused_models)
+    where t.paused_models <> '{}'
+    union all
+    select
+        'rate', null, m.name, l.provider, l.requests_per_minute, l.tokens_per_minute,
+        rag._allows_at(l)
+    from rag.rate_limits as l
+    left join rag.models as m on m.model_id = l.model_id
+    order by 1, 2, 3, 4;
+end
+$$;
+
+comment on function rag.list_limits() is
+    'What holds the queue back: pauses of tenants and models, and rates of models and providers '
+    'with the moment from which they allow another request.';

@@ -107,6 +107,12 @@ as $$
 declare
     v_model rag.models;
 begin
+    if _model.name is null then
+        raise exception 'no model is named' using
+            errcode = 'invalid_parameter_value',
+            detail = 'The name of the model is null.',
+            hint = 'select name from rag.models lists them.';
+    end if;
     select m.* into v_model
     from rag.models as m
     where m.name = _model.name and m.dropped_at is null;
@@ -163,8 +169,6 @@ create or replace function rag._check_model(
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
-declare
-    v_key text;
 begin
     if coalesce(length(btrim(_check_model.name)), 0) not between 1 and 200
         or _check_model.name <> btrim(_check_model.name)
@@ -188,59 +192,8 @@ begin
             hint = 'A model has 1 to 4,000: more cannot be indexed by pgvector (halfvec). Many '
             'models of more can be asked for fewer.';
     end if;
-    if coalesce(btrim(_check_model.provider), '') = '' then
-        raise exception 'no provider is given' using
-            errcode = 'invalid_parameter_value',
-            detail = format('provider is %L.', _check_model.provider),
-            hint = 'The provider says how the embedder runs the model, such as '
-            'sentence-transformers.';
-    end if;
-    if jsonb_typeof(_check_model.settings) is distinct from 'object' then
-        raise exception 'settings is not an object' using
-            errcode = 'invalid_parameter_value',
-            detail = format('It is of type %s.',
-                coalesce(jsonb_typeof(_check_model.settings), 'null')),
-            hint = 'Settings are a JSON object, such as {"model": "…", "url": "https://…"}.';
-    end if;
-    -- Many may read this table, and backups hold it.
-    select p.key into v_key
-    from (
-        with recursive
-        parts as (
-            select e.key, e.value
-            from jsonb_each(_check_model.settings) as e
-            union all
-            select i.key, i.value
-            from parts as p
-            cross join lateral (
-                select o.key, o.value
-                from jsonb_each(
-                    case when jsonb_typeof(p.value) = 'object' then p.value else '{}' end
-                ) as o
-                union all
-                select p.key, a.value
-                from jsonb_array_elements(
-                    case when jsonb_typeof(p.value) = 'array' then p.value else '[]' end
-                ) as a (value)
-            ) as i
-        )
-        select s.key, s.value #>> '{}' as value
-        from parts as s
-    ) as p
-    where
-        p.key ~* '(api[_-]?key|secret|password|passwd|pwd|credentials?|authorization|bearer)$'
-        or p.key ~* '(^|[_-]|access|auth)(key|token|auth)$'
-        or p.value ~ '^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@'
-        or p.value ~* '^(sk-|bearer )'
-    order by p.key
-    limit 1;
-    if v_key is not null then
-        raise exception 'settings must not hold a secret' using
-            errcode = 'invalid_parameter_value',
-            detail = format('The key "%s" looks like one.', v_key),
-            hint = 'Give keys and passwords to the embedder in its environment: everybody who '
-            'searches may read rag.models, and so does every backup.';
-    end if;
+    perform rag._check_provider(_check_model.provider);
+    perform rag._check_settings(_check_model.provider, _check_model.settings);
 end
 $$;
 

@@ -161,10 +161,16 @@ create or replace function rag._activate(model_id int)
     set search_path = pg_catalog, public, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    v_before int;
 begin
-    update rag.models as m set is_active = false where m.is_active;
+    update rag.models as m set is_active = false where m.is_active
+    returning m.model_id into v_before;
     update rag.models as m
-    set is_active = true, activated_at = clock_timestamp()
+    set
+        is_active = true,
+        activated_at = clock_timestamp(),
+        previous_model_id = v_before
     where m.model_id = _activate.model_id;
 end
 $$;
@@ -194,22 +200,26 @@ begin
         if not found then
             raise exception 'the tenant has no model to go back to' using
                 errcode = 'object_not_in_prerequisite_state',
-                detail = format('Tenant %L has never had another one.', rollback_model.tenant),
+                detail = format('Tenant %L has never had another one, or it was dropped.',
+                    rollback_model.tenant),
                 hint = 'rag.activate_model(name, tenant) changes over to any model.';
         end if;
         return (rag._active_model(v_tenant)).name;
     end if;
     -- Not checked for coverage: who goes back is in a hurry, and what was put meanwhile was
     -- embedded by both.
-    select m.model_id into v_model
-    from rag.models as m
-    where not m.is_active and m.activated_at is not null and m.dropped_at is null
-    order by m.activated_at desc
-    limit 1;
-    if not found then
+    select m.previous_model_id into v_model from rag.models as m where m.is_active;
+    if v_model is null then
         raise exception 'there is no model to go back to' using
             errcode = 'object_not_in_prerequisite_state',
-            detail = 'No other model was ever active, or it was dropped.',
+            detail = 'No other model was ever active.',
+            hint = 'rag.activate_model(name) changes over to any model of rag.models.';
+    end if;
+    perform from rag.models as m where m.model_id = v_model and m.dropped_at is null;
+    if not found then
+        raise exception 'the model to go back to was dropped' using
+            errcode = 'object_not_in_prerequisite_state',
+            detail = 'It was the active one before the last change.',
             hint = 'rag.activate_model(name) changes over to any model of rag.models.';
     end if;
     perform rag._activate(v_model);
@@ -254,8 +264,9 @@ begin
             end,
             hint = 'Change over to another one first: rag.activate_model(name, tenant).';
     end if;
+    -- Nowhere to go back to. Null would be the model of the database, which he did not have.
     update rag.tenants as t
-    set previous_model_id = null
+    set previous_model_id = t.model_id
     where t.previous_model_id = v_model.model_id;
     update rag.tenants as t
     set paused_models = array_remove(t.paused_models, v_model.model_id)

@@ -114,8 +114,8 @@ select set_eq(
         'release_jobs', 'retry_failed', 'worker_awake', 'worker_idle',
         'pause_jobs', 'resume_jobs', 'set_rate_limit',
         -- models
-        'activate_model', 'active_model', 'add_model', 'drop_model', 'estimate_model',
-        'list_models', 'rollback_model',
+        'activate_model', 'active_model', 'add_model', 'alter_model', 'drop_model',
+        'estimate_model', 'list_limits', 'list_models', 'rollback_model', 'truncations',
         -- search and health
         '_candidates', 'document_state', 'explain', 'progress', 'status', 'wait_for',
         -- evaluation

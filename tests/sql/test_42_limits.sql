@@ -74,6 +74,15 @@ select is(
 do $$ begin perform rag.put('more of ours', 'more'); end $$;
 select is_empty('select pg_temp.claimed()', 'what is put while paused waits, too');
 do $$ begin perform rag.delete('more'); end $$;
+do $$ begin perform rag.pause_jobs('other', 'tiny'); end $$;
+select results_eq(
+    'select kind, tenant, model, provider from rag.list_limits()',
+    $$ values
+    ('pause', 'default', null, null), ('pause', 'other', 'tiny', 'local'),
+    ('pause', 'other', null, null), ('pause', null, 'second', 'remote') $$,
+    'it can be seen why'
+);
+do $$ begin perform rag.resume_jobs('other', 'tiny'); end $$;
 select is(rag.resume_jobs('other'), true, 'a tenant goes on');
 select is(rag.resume_jobs('default'), true, 'and another');
 select is(rag.resume_jobs(model => 'second'), true, 'and a model');
@@ -98,6 +107,10 @@ select throws_ok(
     $$ select rag.set_rate_limit('tiny', 'local', 1) $$, '22023', null, 'of one of them'
 );
 select throws_ok(
+    $$ select rag.set_rate_limit(provider => 'ollama', requests_per_minute => 9) $$, '22023',
+    'provider "ollama" is called openai here', 'of a provider that there is'
+);
+select throws_ok(
     $$ select rag.set_rate_limit('tiny', requests_per_minute => 0) $$, '22023',
     'invalid rate limit', 'nothing at all is no rate'
 );
@@ -115,6 +128,12 @@ select results_eq(
 select ok(
     rag.next_due('{second}') between clock_timestamp() + interval '2 seconds'
     and clock_timestamp() + interval '4 seconds', 'the next in about three seconds'
+);
+select results_eq(
+    $$ select kind, tenant, model, provider, requests_per_minute, tokens_per_minute,
+    next_at = rag.next_due('{second}') from rag.list_limits() $$,
+    $$ values ('rate', null::text, 'second', null::text, 20, null::int, true) $$,
+    'the limit is listed, with the moment when it allows more'
 );
 select isnt_empty(
     $$ select rag.claim_jobs('worker', models => '{tiny}') $$, 'other models are free of it'
@@ -181,7 +200,52 @@ select ok(
     (select l.requests_left between 6 and 6.5 from rag.rate_limits as l),
     'and four requests for a worker that sends ten texts at once'
 );
-do $$ begin perform rag.set_rate_limit(provider => 'remote'); end $$;
+do $$
+begin
+    perform rag.set_rate_limit('second', requests_per_minute => 100);
+    update rag.jobs set lease_token = null, due_at = now();
+    update rag.models set provider = 'openai', settings = '{}' where name = 'second';
+end
+$$;
+select is(
+    (select count(*)::int from rag.claim_jobs('worker', 64, models => '{second}')), 32,
+    'the embedder sends 32 texts at once to a provider by HTTP'
+);
+select ok(
+    (select l.requests_left between 9 and 9.5 from rag.rate_limits as l where l.provider is null),
+    'which is one request'
+);
+do $$
+begin
+    perform rag.set_rate_limit('second', requests_per_minute => 100);
+    update rag.jobs set lease_token = null, due_at = now();
+    update rag.models set settings = '{"batch_tokens": 10}' where name = 'second';
+end
+$$;
+-- Twelve short texts of 58 tokens; the one behind them would be above the 100 of ten requests.
+select is(
+    (select count(*)::int from rag.claim_jobs('worker', 64, models => '{second}')), 12,
+    'of texts with many tokens there are fewer in a request'
+);
+select ok(
+    (select l.requests_left between 4 and 4.5 from rag.rate_limits as l where l.provider is null),
+    'so these are six'
+);
+select is(
+    (select count(*)::int from rag.claim_jobs('worker', 64, models => '{second}')), 1,
+    'a text that is larger goes alone'
+);
+select ok(
+    (select l.requests_left between 3 and 3.9 from rag.rate_limits as l where l.provider is null),
+    'and is one'
+);
+do $$
+begin
+    perform rag.set_rate_limit('second');
+    perform rag.set_rate_limit(provider => 'remote');
+    update rag.models set provider = 'remote', settings = '{}' where name = 'second';
+end
+$$;
 select is_empty('select from rag.rate_limits', 'a limit is lifted');
 
 -- States.

@@ -93,9 +93,64 @@ from unnest(array[
     '{"headers": ["Bearer abc"]}'
 ]) as s (settings);
 select throws_ok(
+    format('select rag.add_model(%L, 3, %L, %L)', 'new', n.provider, n.settings), '22023',
+    n.message, n.message || ': ' || n.settings
+)
+from (values
+    ('ollama', '{}', 'provider "ollama" is called openai here'),
+    ('OpenAI', '{}', 'provider "OpenAI" is called openai here'),
+    ('azure-openai', '{}', 'provider "azure-openai" is called openai here'),
+    (
+        'sentence_transformers', '{}',
+        'provider "sentence_transformers" is called sentence-transformers here'
+    ),
+    ('openai', '{}', 'the setting url is missing'),
+    ('openai', '{"url": "example.com/v1"}', 'invalid setting "url"'),
+    ('openai', '{"url": "ftp://example.com/v1"}', 'invalid setting "url"'),
+    ('openai', '{"url": "https://me@example.com/v1"}', 'invalid setting "url"'),
+    ('openai', '{"url": "https://example.com/a b"}', 'invalid setting "url"'),
+    ('openai', '{"url": "https://"}', 'invalid setting "url"'),
+    ('openai', '{"url": 3}', 'invalid setting "url"'),
+    ('openai', '{"url": null}', 'invalid setting "url"'),
+    ('openai', '{"url": "https://h/v1?api_key=x"}', 'settings must not hold a secret'),
+    ('openai', '{"url": "https://h/v1", "tiemout": 3}', 'unknown setting "tiemout"'),
+    ('openai', '{"url": "https://h/v1", "timeout": "3"}', 'invalid setting "timeout"'),
+    ('openai', '{"url": "https://h/v1", "timeout": 0}', 'invalid setting "timeout"'),
+    ('openai', '{"url": "https://h/v1", "encoding": "x"}', 'invalid setting "encoding"'),
+    (
+        'openai', '{"url": "https://h/v1", "send_dimensions": 1}',
+        'invalid setting "send_dimensions"'
+    ),
+    (
+        'openai', '{"url": "https://h/v1", "texts_per_request": 0}',
+        'invalid setting "texts_per_request"'
+    ),
+    ('sentence-transformers', '{"url": "https://h/v1"}', 'unknown setting "url"'),
+    ('sentence-transformers', '{"max_tokens": 0}', 'invalid setting "max_tokens"'),
+    ('sentence-transformers', '{"model": " "}', 'invalid setting "model"')
+) as n (provider, settings, message);
+select lives_ok(
+    format('select rag._check_settings(%L, %L)', 'openai', s.settings), 'these are valid: '
+    || s.settings
+)
+from unnest(array[
+    '{"url": "https://api.openai.com/v1", "model": "text-embedding-3-small", "max_tokens": 8000}',
+    '{"url": "https://n.openai.azure.com/openai/deployments/d", "api_version": "2024-10-21"}',
+    '{"url": "http://localhost:11434/v1", "model": "nomic-embed-text", "timeout": 0.5}',
+    '{"url": "http://[::1]:8080/v1", "texts_per_request": 32, "encoding": "base64"}',
+    '{"url": "https://h", "key_header": "x-auth", "send_dimensions": true, "batch_tokens": 9}'
+]) as s (settings);
+select throws_ok(
     $$ select rag.activate_model('new') $$, 'RG005', 'model "new" does not exist',
     'a model that is not there cannot be activated'
 );
+select throws_ok(
+    format('select %s', c.call), '22023', 'no model is named', 'no model is named: ' || c.call
+)
+from unnest(array[
+    'rag.activate_model(null)', 'rag.drop_model(null)', 'rag.alter_model(null)',
+    'rag.estimate_model(null)'
+]) as c (call);
 select throws_ok(
     'select rag.rollback_model()', '55000', 'there is no model to go back to', 'nor gone back to'
 );
@@ -284,6 +339,35 @@ select throws_ok(
     $$ select rag.drop_model('new') $$, '55000', 'model "new" is in use',
     'the active one stays'
 );
+
+-- Two changes, and the model between them is gone: nobody goes back further than he meant to.
+do $$
+begin
+    perform rag.add_model('second', 3, 'test');
+    perform rag.add_model('third', 3, 'test');
+    perform pg_temp.embed();
+    perform rag.activate_model('second', 'other');
+    perform rag.activate_model('third', 'other');
+    perform rag.activate_model('second', force => true);
+    perform rag.activate_model('third', force => true);
+    perform rag.drop_model('second');
+end
+$$;
+select throws_ok(
+    'select rag.rollback_model()', '55000', 'the model to go back to was dropped',
+    'the model before this one was dropped, the one before that is not meant'
+);
+select throws_ok(
+    $$ select rag.rollback_model('other') $$, '55000', 'the tenant has no model to go back to',
+    'nor does a tenant go back to the database''s model, which he did not have'
+);
+do $$
+begin
+    perform rag.activate_model(null, 'other');
+    perform rag.activate_model('new', force => true);
+    perform rag.drop_model('third');
+end
+$$;
 
 -- Queued in parts: all waits from the beginning, and what is deleted meanwhile never is.
 do $$
