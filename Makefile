@@ -77,7 +77,7 @@ test: lint ## Lint, then every test on an embedded server of its own
 .PHONY: test-large
 test-large: $(ready) ## What takes long: a document of 50 MB, a tenant of 50,000 chunks, 100 moves
 	@unset DATABASE_URL; RAGDB_TEST_MB=50 $(python) -m pytest tests/test_ingest_sql.py -k large -s $(ARGS)
-	@unset DATABASE_URL; RAGDB_TEST_CHUNKS=50000 RAGDB_TEST_MOVES=100 $(python) -m pytest tests/test_moves.py tests/test_semantic_leg.py $(ARGS)
+	@unset DATABASE_URL; RAGDB_TEST_CHUNKS=50000 RAGDB_TEST_MOVES=100 $(python) -m pytest tests/test_moves.py tests/test_semantic_leg.py -s $(ARGS)
 
 .PHONY: test-crash
 test-crash: $(ready) ## Kill embedders and the server at 200 random moments (RAGDB_TEST_MOMENTS, RAGDB_TEST_SEED)
@@ -173,6 +173,14 @@ bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences i
 .PHONY: bench-search
 bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd
 	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: bench-tenants
+bench-tenants: $(ready) ## Measure searches among 10,000 tenants of all sizes
+	@$(python) -m loadtests.tenants many $(ARGS)
+
+.PHONY: maintain
+maintain: $(ready) $(schema) ## Fold statistics, move tenants, rebuild indexes, analyze, tidy up (ARGS=--dry-run shows the plan)
+	@$(python) -m embedder maintain $(ARGS)
 
 # An environment of its own, which sees the packages of .venv behind its own ones.
 .PHONY: bench-peers

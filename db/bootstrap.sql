@@ -1,4 +1,4 @@
--- What every installation has from its first day: secured tables, 16 shared partitions, one model,
+-- What every installation has from its first day: secured tables, shared partitions, one model,
 -- and one tenant, so that a first user needs no talk of tenants. Runs every time, last; what is
 -- there already stays as it is.
 
@@ -30,15 +30,18 @@ delete from rag.tenant_grants as g
 where not exists (select from pg_roles as r where r.oid = g.role);
 
 do $$
+declare
+    v_partitions int;
 begin
     if not exists (select from rag.models) then
         perform rag._create_model(
             'all-MiniLM-L6-v2', 384, 'sentence-transformers', is_active => true
         );
     end if;
+    -- As many as `python -m db.migrate --partitions` says, which is refused later on.
+    v_partitions := rag._shared_partitions();
     if not exists (select from rag.partitions) then
-        -- A power of two: a partition can be split in halves later.
-        perform rag._create_partition('shared') from generate_series(1, 16);
+        perform rag._create_partition('shared') from generate_series(1, v_partitions);
     end if;
     if not exists (select from rag.tenants) then
         perform rag.create_tenant('default');

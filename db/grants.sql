@@ -37,6 +37,8 @@ rag.delete(text, text),
 rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int),
 rag.explain(text, int, text, jsonb, vector, text, real, real, text, int, int, bigint),
 rag.prepare_query(text),
+rag.export_tenant(text, boolean, boolean),
+rag.import_lines(text, text[]),
 rag.wait_for(bigint, interval),
 rag.document_state(bigint),
 rag.add_judgements(text, jsonb, text),
@@ -53,10 +55,15 @@ rag.failures()
 to rag_app;
 
 -- rag_admin: tenants and health; it reads no document.
-grant select on rag.partitions, rag.moves, rag.models, rag.migrations to rag_admin;
+grant select on
+rag.partitions, rag.moves, rag.erasures, rag.models, rag.migrations
+to rag_admin;
 grant execute on function
 rag.create_tenant(text),
 rag.drop_tenant(text),
+rag.clone_tenant(text, text),
+rag.export_tenant(text, boolean, boolean),
+rag.import_lines(text, text[]),
 rag.grant_tenant(text, text),
 rag.revoke_tenant(text, text),
 rag.grant_all_tenants(text),
@@ -79,12 +86,23 @@ rag.status(),
 rag.failures(),
 rag.retry_failed(text),
 rag.cancel_move(text),
-rag._begin_move(text),
+rag._begin_move(text, boolean),
 rag._move_on(int, int),
+rag.partition_report(),
+rag.maintenance_plan(int, int, real, int),
+rag._begin_maintenance(int, int, real, int),
+rag._maintain(bigint),
+rag.maintenance_report(int),
 rag._pool(text),
 rag.drop_empty_partitions(interval)
 to rag_admin;
-grant execute on procedure rag.isolate_tenant(text), rag.pool_tenant(text) to rag_admin;
+grant execute on procedure
+rag.isolate_tenant(text),
+rag.pool_tenant(text),
+rag.rebuild_tenant(text),
+rag._move(int),
+rag.maintain(int, int, real, int)
+to rag_admin;
 
 -- rag_worker: the queue, and no table but the models, which are nobody's data.
 grant select on rag.models to rag_worker;

@@ -4,7 +4,7 @@ Files of db/migrations run once each, in the order of their numbers, and never c
 ledger keeps their sha256. Files of db/functions run every time, so each function is written in one
 place only; a function that is in no file any more is dropped.
 
-    python -m db.migrate [--check]
+    python -m db.migrate [--check] [--partitions N]
 """
 
 from __future__ import annotations
@@ -105,10 +105,11 @@ class _ClashError(Exception):
     """Somebody else was in the way; the whole transaction is worth another attempt."""
 
 
-def migrate(url: str, root: Path = ROOT) -> Applied:
+def migrate(url: str, root: Path = ROOT, *, partitions: int | None = None) -> Applied:
     """Apply what is pending of root (a folder like db) to the database of url.
 
-    Runs in one transaction, may be run by many at once and by a role that is no superuser. Raises
+    A new database gets so many shared partitions: a power of two, 16 unless told. Runs in one
+    transaction, may be run by many at once and by a role that is no superuser. Raises
     MigrationError, and then nothing has changed.
     """
     migrations = read_migrations(root)
@@ -116,7 +117,7 @@ def migrate(url: str, root: Path = ROOT) -> Applied:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _connect(url) as connection:
-                return _Run(connection, root, migrations, functions).apply()
+                return _Run(connection, root, migrations, functions, partitions).apply()
         except _ClashError as clash:
             if attempt == ATTEMPTS:
                 raise MigrationError(
@@ -256,8 +257,10 @@ class _Run:
         root: Path,
         migrations: tuple[Migration, ...],
         functions: tuple[tuple[str, str], ...],
+        partitions: int | None,
     ) -> None:
         self.connection = connection
+        self.partitions = partitions
         self.root = root
         self.migrations = migrations
         self.functions = functions
@@ -300,6 +303,8 @@ class _Run:
         execute("set local idle_in_transaction_session_timeout = 0")
         execute("set local client_min_messages = warning")
         execute("set local search_path = pg_catalog, pg_temp")
+        if self.partitions is not None:
+            execute("select set_config('rag.shared_partitions', %s, true)", [str(self.partitions)])
         [(self.user, number, version, encoding, standby)] = execute(
             "select current_user, current_setting('server_version_num')::int, "
             "current_setting('server_version'), current_setting('server_encoding'), "
@@ -537,6 +542,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m db.migrate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="only tell what is pending")
+    parser.add_argument(
+        "--partitions",
+        type=int,
+        metavar="N",
+        help="shared partitions of a new database: a power of two, 16 unless told",
+    )
     options = parser.parse_args(arguments)
     try:
         url = database_url(start=True)
@@ -547,7 +558,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not names:
                 print("no migration is pending")
             return 1 if names else 0
-        applied = migrate(url)
+        applied = migrate(url, partitions=options.partitions)
     except (MigrationError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,9 @@ MODULES: Final = {
     "wait": "embedder.progress",
     "config": "embedder.config",
     "ingest": "embedder.ingest",
+    "export": "embedder.exports",
+    "import": "embedder.imports",
+    "maintain": "embedder.maintenance",
     "search": "embedder.search",
     "demo": "embedder.demo",
 }

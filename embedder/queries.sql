@@ -106,6 +106,47 @@ select
     coalesce(extract(epoch from max(p.oldest_waiting)), 0)::float8 as age
 from rag.progress() as p
 
+-- name: export_tenant
+-- A tenant as lines of JSON; COPY sends them as they are made and takes no parameters.
+copy (
+    select e.line
+    from rag.export_tenant(
+        {tenant}, embeddings => {embeddings}, grants => {grants}
+    ) as e
+) to stdout
+
+-- name: create_tenant
+-- A new tenant, or an error if there is one.
+select rag.create_tenant(%(name)s)
+
+-- name: import_lines
+-- Some lines of an export; what is there is skipped.
+select i.kind, i.imported, i.skipped from rag.import_lines(%(tenant)s, %(lines)s) as i
+
+-- name: maintain
+-- Do what is due; commits as it goes.
+call rag.maintain(
+    %(promote_at)s::int, %(demote_at)s::int, %(bloat)s::real, %(most_partitions)s::int
+)
+
+-- name: maintenance_plan
+-- What would be done.
+select p.action, coalesce(p.tenant, p.object, '') as subject, p.reason
+from rag.maintenance_plan(
+    %(promote_at)s::int, %(demote_at)s::int, %(bloat)s::real, %(most_partitions)s::int
+) as p
+
+-- name: maintenance_report
+-- What was done.
+select
+    r.action,
+    coalesce(r.tenant, r.object, '') as subject,
+    concat(
+        r.result, ', ' || round(r.seconds::numeric, 1) || ' s', ' (', r.reason, ')'
+    )
+    as done
+from rag.maintenance_report() as r
+
 -- name: listen
 -- Subscribe to the doorbell.
 listen rag_jobs

@@ -922,7 +922,13 @@ def test_the_worker_reads_no_table_and_acts_as_no_tenant(world: World) -> None:
 
 def test_the_administrator_reads_no_text(world: World) -> None:
     with world.login("admin") as admin:
-        allowed = {"rag.partitions", "rag.moves", "rag.models", "rag.migrations"}
+        allowed = {
+            "rag.partitions",
+            "rag.moves",
+            "rag.erasures",
+            "rag.models",
+            "rag.migrations",
+        }
         for name, kind in relations(world.owner):
             if kind != "S" and name not in allowed:
                 refused(admin, about(name, "select from {}"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 MOVES = int(os.environ.get("RAGDB_TEST_MOVES", "6"))
-"""Moves there and back under load; `make test-large` takes 100."""
+"""Moves there, anew and back under load; `make test-large` takes 100."""
 
 CHUNKS = 1500
 ROWS = """
@@ -189,7 +189,7 @@ def test_a_partition_of_ones_own_is_as_secure(connection: Connection, tenant: st
     assert all(security for _, security, *_ in by_kind["shared"])
 
 
-def test_moves_under_load(
+def test_moves_under_load(  # noqa: PLR0915
     database: str, connection: Connection, role: RoleFactory, tenant: str
 ) -> None:
     """Constant search, ingest and embedding: no error, nothing doubled, nothing lost."""
@@ -244,7 +244,7 @@ def test_moves_under_load(
     try:
         for n in range(MOVES):
             connection.execute(
-                f"call rag.{('isolate', 'pool')[n % 2]}_tenant(%s)".encode(), [tenant]
+                f"call rag.{('isolate', 'rebuild', 'pool')[n % 3]}_tenant(%s)".encode(), [tenant]
             )
             assert users.errors == []
     finally:
@@ -252,6 +252,7 @@ def test_moves_under_load(
         for thread in threads:
             thread.join()
     assert users.errors == []
+    print(f"{MOVES} moves, {dict(users.calls)}, slowest search {users.slowest:.3f} s")
     assert min(users.calls[name] for name in ("search", "count", "write", "embed")) > MOVES
     assert users.slowest < 2
 

@@ -18,6 +18,7 @@ SESSIONS = (
     README,
     README.parent / "docs" / "search.md",
     README.parent / "docs" / "partitions.md",
+    README.parent / "docs" / "maintenance.md",
 )
 
 

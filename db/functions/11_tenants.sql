@@ -75,18 +75,18 @@ $$;
 comment on function rag.create_tenant(text) is
     'Create a tenant with its collection ''default''; returns its id. Grant it to roles next.';
 
-create or replace function rag.drop_tenant(name text)
+create or replace function rag._erase_tenant(name text)
     returns table (kind text, rows bigint)
     language plpgsql
     volatile
     parallel unsafe
-    security definer
+    security invoker
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
 declare
-    v_tenant int := rag._tenant_id(drop_tenant.name);
+    v_tenant int := rag._tenant_id(_erase_tenant.name);
     v_partition int;
     v_rows bigint;
 begin
@@ -104,7 +104,7 @@ begin
     delete from rag.jobs as j where j.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'jobs', v_rows;
-    if rag.cancel_move(drop_tenant.name) then
+    if rag.cancel_move(_erase_tenant.name) then
         v_rows := 1;
     else
         v_rows := 0;
@@ -164,6 +164,36 @@ begin
     delete from rag.tenants as t where t.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'tenants', v_rows;
+end
+$$;
+
+comment on function rag._erase_tenant(text) is
+    'Delete every row of a tenant; returns how many there were, by kind.';
+
+create or replace function rag.drop_tenant(name text)
+    returns table (kind text, rows bigint)
+    language plpgsql
+    volatile
+    parallel unsafe
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := rag._tenant_id(drop_tenant.name);
+    v_partition int := (select t.partition_id from rag.tenants as t where t.tenant_id = v_tenant);
+    v_removed jsonb := '{}';
+    v_kind record;
+begin
+    for v_kind in select e.kind, e.rows from rag._erase_tenant(drop_tenant.name) as e loop
+        kind := v_kind.kind;
+        rows := v_kind.rows;
+        v_removed := v_removed || jsonb_build_object(v_kind.kind, v_kind.rows);
+        return next;
+    end loop;
+    -- The planner's statistics still hold samples of his rows: rag.maintain sees to it.
+    insert into rag.erasures (erased_id, partition_id, erased_by, removed)
+    values (v_tenant, v_partition, rag._role()::text, v_removed);
 end
 $$;
 

@@ -208,6 +208,43 @@ $$;
 comment on function rag._create_partition(text) is
     'A new partition of chunks, lexemes and every model''s embeddings; returns its id.';
 
+create or replace function rag._shared_partitions()
+    returns int
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_wanted text := nullif(current_setting('rag.shared_partitions', true), '');
+    v_there int := (select count(*) from rag.partitions as p where p.kind = 'shared');
+    v_partitions int;
+begin
+    -- A power of two: a partition can be split in halves later.
+    if v_wanted is not null and v_wanted not in (
+        '1', '2', '4', '8', '16', '32', '64', '128', '256', '512', '1024'
+    ) then
+        raise exception 'invalid number of shared partitions' using
+            errcode = 'invalid_parameter_value',
+            detail = format('It is %L.', v_wanted),
+            hint = 'Choose a power of two from 1 to 1024; 16 unless said otherwise.';
+    end if;
+    v_partitions := coalesce(v_wanted::int, nullif(v_there, 0), 16);
+    if v_there not in (0, v_partitions) then
+        raise exception 'the number of shared partitions is chosen at installation' using
+            errcode = 'object_not_in_prerequisite_state',
+            detail = format('This database has %s, not %s.', v_there, v_partitions),
+            hint = 'Leave it out. For another number install a new database and move the tenants '
+            'there: rag.export_tenant.';
+    end if;
+    return v_partitions;
+end
+$$;
+
+comment on function rag._shared_partitions() is
+    'How many shared partitions there are, or will be: what the migration was told, else 16.';
+
 create or replace function rag._create_model(
     name text,
     dimensions int,

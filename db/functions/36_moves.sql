@@ -287,7 +287,7 @@ $$;
 comment on function rag._create_next_index(regclass, regclass, int) is
     'Create an index that a partition to be still lacks; false if it has them all.';
 
-create or replace function rag._begin_move(tenant text)
+create or replace function rag._begin_move(tenant text, anew boolean default false)
     returns int
     language plpgsql
     volatile
@@ -303,17 +303,17 @@ begin
     perform rag._require_fresh_snapshots('a move');
     perform rag._share_models();
     perform rag._lock_tenant(v_tenant);
-    if exists (
+    -- Asked first: an insert would wait for a session that is moving the tenant.
+    if exists (select from rag.moves as m where m.tenant_id = v_tenant) then
+        return v_tenant;
+    end if;
+    if _begin_move.anew is distinct from exists (
         select
         from rag.tenants as t
         join rag.partitions as p on p.partition_id = t.partition_id
         where t.tenant_id = v_tenant and p.kind = 'dedicated'
     ) then
         return null;
-    end if;
-    -- Asked first: an insert would wait for a session that is moving the tenant.
-    if exists (select from rag.moves as m where m.tenant_id = v_tenant) then
-        return v_tenant;
     end if;
     insert into rag.moves (tenant_id, partition_id)
     values (v_tenant, nextval(pg_get_serial_sequence('rag.partitions', 'partition_id')))
@@ -333,9 +333,9 @@ begin
 end
 $$;
 
-comment on function rag._begin_move(text) is
+comment on function rag._begin_move(text, boolean) is
     'Note that a tenant moves to a partition of his own, and make its tables; returns his id, null '
-    'if he has one already. A move that was broken off goes on.';
+    'if he has one already (anew: if he has none yet). A move that was broken off goes on.';
 
 create or replace function rag._switch_partition(tenant_id int, partition_id int)
     returns void
@@ -514,21 +514,15 @@ comment on function rag._move_on(int, int) is
 
 -- Procedures, because they commit after each step. They can pin no search path and have no rights
 -- of their own; all that needs either is in the functions above.
-create or replace procedure rag.isolate_tenant(name text)
+create or replace procedure rag._move(tenant_id int)
     language plpgsql
     security invoker
 as $$
 declare
-    v_tenant int;
     v_step text;
 begin
-    v_tenant := rag._begin_move(isolate_tenant.name);
-    commit;
-    if v_tenant is null then
-        return;
-    end if;
     loop
-        v_step := rag._move_on(v_tenant);
+        v_step := rag._move_on(_move.tenant_id);
         commit;
         exit when v_step operator(pg_catalog.=) 'done';
         if v_step operator(pg_catalog.=) 'waiting' then
@@ -538,10 +532,49 @@ begin
 end
 $$;
 
+comment on procedure rag._move (int) is 'Take a tenant''s move to its end, step by step.';
+
+create or replace procedure rag.isolate_tenant(name text)
+    language plpgsql
+    security invoker
+as $$
+declare
+    v_tenant int;
+begin
+    -- Inside of a transaction it fails here, before anything is done.
+    commit;
+    v_tenant := rag._begin_move(isolate_tenant.name);
+    commit;
+    if v_tenant is not null then
+        call rag._move(v_tenant);
+    end if;
+end
+$$;
+
 comment on procedure rag.isolate_tenant (text) is
     'Move a tenant to a partition of his own with an HNSW index, while he is searched and written '
     'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. '
     'maintenance_work_mem of the session is what the index is built in.';
+
+create or replace procedure rag.rebuild_tenant(name text)
+    language plpgsql
+    security invoker
+as $$
+declare
+    v_tenant int;
+begin
+    commit;
+    v_tenant := rag._begin_move(rebuild_tenant.name, true);
+    commit;
+    if v_tenant is not null then
+        call rag._move(v_tenant);
+    end if;
+end
+$$;
+
+comment on procedure rag.rebuild_tenant (text) is
+    'Make the partition of a tenant who has one of his own anew, beside the old one, as '
+    'rag.isolate_tenant does: no dead rows, no bloat of its indexes. A no-op in a shared one.';
 
 create or replace function rag._drop_copies(partition_id int)
     returns void
@@ -669,9 +702,23 @@ as $$
 declare
     v_partition int;
 begin
-    -- A search that began before its tenant left looks for the tables by name.
+    -- A search that began before its tenant left looks for the tables by name, and a transaction
+    -- with one snapshot for all its searches may begin one any time.
     update rag.partitions as p
-    set empty_since = clock_timestamp()
+    set
+        empty_since = clock_timestamp(),
+        readers = array(
+            select l.virtualxid
+            from pg_locks as l
+            join pg_stat_activity as a on a.pid = l.pid
+            where
+                l.locktype = 'virtualxid'
+                and l.mode = 'ExclusiveLock'
+                and l.pid <> pg_backend_pid()
+                and a.datname = current_database()
+                -- Autovacuum is nobody and searches nothing.
+                and a.usesysid is not null
+        )
     where
         p.kind = 'dedicated'
         and p.empty_since is null
@@ -683,6 +730,14 @@ begin
             p.kind = 'dedicated'
             and p.empty_since <= clock_timestamp() - drop_empty_partitions.empty_for
             and not exists (select from rag.tenants as t where t.partition_id = p.partition_id)
+            and not exists (
+                select
+                from pg_locks as l
+                where
+                    l.locktype = 'virtualxid'
+                    and l.mode = 'ExclusiveLock'
+                    and l.virtualxid = any(p.readers)
+            )
         for update
     loop
         perform rag._drop_copies(v_partition);
@@ -697,15 +752,16 @@ $$;
 
 comment on function rag.drop_empty_partitions(interval) is
     'Drop the partitions of their own that tenants have left, or that dropped tenants had, so long '
-    'ago or longer; false if somebody uses one just now. A transaction that reads an older '
-    'snapshot than that finds no tables.';
+    'ago or longer; false if somebody uses one just now. Those that a transaction may still read, '
+    'which was open when its tenant left, stay until that has ended.';
 
 create or replace procedure rag.pool_tenant(name text)
     language plpgsql
     security invoker
 as $$
-declare
 begin
+    -- Inside of a transaction it fails here, before anything is done.
+    commit;
     perform rag.cancel_move(pool_tenant.name);
     perform rag._pool(pool_tenant.name);
     commit;

@@ -104,6 +104,8 @@ select set_eq(
         -- tenants
         '_context', '_policy_tenant', 'create_tenant', 'current_tenant', 'drop_tenant',
         '_begin_move', '_move_on', '_pool', 'cancel_move', 'drop_empty_partitions',
+        'partition_report', 'maintenance_plan', 'maintenance_report', '_begin_maintenance',
+        '_maintain', 'clone_tenant', 'export_tenant', 'import_lines',
         'grant_all_tenants', 'grant_tenant', 'revoke_all_tenants', 'revoke_tenant', 'set_tenant',
         -- documents
         'alter_collection', 'create_collection', 'delete', 'put', 'put_many', 'reindex',
@@ -127,9 +129,9 @@ select set_eq(
     'the functions that run with the owner''s rights are these'
 );
 
--- Private is what nobody may call. Seven are granted all the same: row-level security asks
+-- Private is what nobody may call. Ten are granted all the same: row-level security asks
 -- _policy_tenant as the caller, rag.search calls _passages, _context and _candidates as the caller,
--- and procedures, which have no rights of their own, the steps of a move.
+-- and procedures, which have no rights of their own, the steps of a move and of maintenance.
 select set_eq(
     $$
         select distinct f.name::text
@@ -138,9 +140,10 @@ select set_eq(
         where f.name like '\_%' and a.grantee <> f.owner
     $$,
     array[
-        '_policy_tenant', '_context', '_candidates', '_passages', '_begin_move', '_move_on', '_pool'
+        '_policy_tenant', '_context', '_candidates', '_passages', '_begin_move', '_move_on',
+        '_move', '_pool', '_begin_maintenance', '_maintain'
     ],
-    'no role may execute a private function, but for seven'
+    'no role may execute a private function, but for ten'
 );
 select is_empty(
     $$
