@@ -83,6 +83,10 @@ test-large: $(ready) ## What takes long: a document of 50 MB, a tenant of 50,000
 test-crash: $(ready) ## Kill embedders and the server at 200 random moments (RAGDB_TEST_MOMENTS, RAGDB_TEST_SEED)
 	@unset DATABASE_URL; RAGDB_TEST_MOMENTS=$${RAGDB_TEST_MOMENTS:-200} $(python) -m pytest tests/test_crash_matrix.py -s $(ARGS)
 
+.PHONY: test-attacks
+test-attacks: $(ready) ## Attack isolation: 20,000 random attempts, 10,000 requests through pgbouncer (RAGDB_TEST_SEED)
+	@unset DATABASE_URL; RAGDB_TEST_ATTEMPTS=20000 RAGDB_TEST_REQUESTS=10000 $(python) -m pytest tests/attacks -s $(ARGS)
+
 .PHONY: test-sql
 test-sql: $(ready) ## Only the pgTAP tests
 	@$(python) -m tests.pgtap >&2

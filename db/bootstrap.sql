@@ -22,12 +22,17 @@ select rag._secure_table('rag.eval_runs', 'tenant_id');
 select rag._secure_table('rag.eval_results', 'tenant_id');
 select rag._secure_table('rag.query_embeddings', 'tenant_id');
 select rag._secure_table('rag.queries', 'tenant_id');
+select rag._secure_table('rag.tenant_usage', 'tenant_id');
+select rag._secure_table('rag.usage_deltas', 'tenant_id');
 select rag._secure_table('rag.moves', 'tenant_id');
 
 -- Grants of roles that were dropped are nobody's here; a dump would carry the bare number into a
 -- cluster where it may be somebody's.
 delete from rag.tenant_grants as g
 where not exists (select from pg_roles as r where r.oid = g.role);
+
+-- After the grants, and all functions: what rag.audit() holds against what it finds later.
+select rag._take_baseline();
 
 do $$
 declare

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from embedder import ingest, models, search, terminal
 from embedder.config import Settings
-from embedder.errors import RagdbError
+from embedder.errors import RagdbError, TenantNotSetError
 from embedder.progress import Line
 from embedder.stop import Stop
 from embedder.worker import Worker
@@ -110,6 +110,7 @@ class _Demo:
         self.news = terminal.news()
 
     def run(self, paths: Sequence[Path]) -> int:
+        self._become_somebody()
         roots = self._ingest(paths)
         if not roots:
             return 1
@@ -124,6 +125,16 @@ class _Demo:
         answered = [self._ask(asker, question, criteria) for question in questions]
         self._tell_what_is_next(questions[0])
         return 0 if answered and all(answered) else 1
+
+    def _become_somebody(self) -> None:
+        """Make the tenant default anew where it was dropped; somebody else's is not taken."""
+        try:
+            self.connection.execute("select rag.current_tenant()")
+        except psycopg.Error as error:
+            if error.sqlstate != TenantNotSetError.sqlstate:
+                raise
+            self.connection.execute("select rag.create_tenant('default')")
+            self.connection.execute("select rag.grant_tenant(session_user::text, 'default')")
 
     def _ingest(self, paths: Sequence[Path]) -> set[str]:
         """Put the documents; the marks of their folders, none if nothing could be read."""

@@ -73,6 +73,30 @@ class UnsupportedPgvectorError(RagdbError):
     sqlstate: ClassVar[str | None] = "RG007"
 
 
+class QuotaReachedError(RagdbError):
+    """the tenant has as much as its quota allows."""
+
+    sqlstate: ClassVar[str | None] = "RG020"
+
+
+class TooManyRequestsError(RagdbError):
+    """the tenant asks for more in a minute than its quota allows."""
+
+    sqlstate: ClassVar[str | None] = "RG021"
+
+
+class TenantSuspendedError(RagdbError):
+    """the tenant is suspended."""
+
+    sqlstate: ClassVar[str | None] = "RG022"
+
+
+class TokenRefusedError(RagdbError):
+    """the token is refused."""
+
+    sqlstate: ClassVar[str | None] = "28000"
+
+
 class InvalidParameterError(RagdbError):
     """a parameter is not valid."""
 

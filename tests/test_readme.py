@@ -19,6 +19,7 @@ SESSIONS = (
     README.parent / "docs" / "search.md",
     README.parent / "docs" / "partitions.md",
     README.parent / "docs" / "maintenance.md",
+    README.parent / "docs" / "tenants.md",
 )
 
 

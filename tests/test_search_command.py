@@ -324,6 +324,20 @@ def test_the_demo_refuses_what_it_cannot_show(
     assert "error: there is nothing that could be read" in capsys.readouterr().err
 
 
+def test_the_demo_makes_its_tenant_anew(
+    tmp_path: Path,
+    connection: Connection,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    connection.execute("select * from rag.drop_tenant('default')")
+    assert main(["demo", str(tmp_path)]) == 1
+    assert "error: there is nothing that could be read" in capsys.readouterr().err
+    assert connection.execute("select rag.current_tenant()").fetchone() == ("default",)
+
+
 @pytest.mark.parametrize(
     ("title", "headings", "expected"),
     [

@@ -62,6 +62,7 @@ def furnish(connection: Connection, tenant: str) -> None:
         connection.execute("select rag.create_tenant(%s)", [name])
         connection.execute("select rag.set_tenant(%s)", [name])
         connection.execute("select rag.put('Nothing of note.', 'note')")
+    connection.execute("select rag.set_quota(%s, documents => 1000)", [tenant])
     connection.execute("select rag.set_tenant(%s)", [tenant])
     connection.execute("select rag.delete('note')")
     connection.execute(
@@ -103,6 +104,11 @@ def contents(connection: Connection, tenant: str) -> list[tuple[Any, ...]]:
             "join rag.eval_queries as q using (tenant_id, eval_set_id) "
             "join rag.judgements as j using (tenant_id, eval_set_id, query_id) "
             "where s.tenant_id = (select tenant_id from rag._context())"
+        ).fetchall(),
+        *connection.execute(
+            "select u.documents, u.chunks, u.bytes, u.max_documents, u.searches_per_minute "
+            "from rag.usage() as u where u.tenant = %s",
+            [tenant],
         ).fetchall(),
     ]
 

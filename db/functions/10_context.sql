@@ -1,21 +1,25 @@
 -- The context: which tenant the caller is acting as.
 --
 -- The setting rag.tenant only says which tenant the caller wants. Whether he may is read from
--- rag.tenant_grants every time, so that setting it by hand gains nothing.
+-- rag.tenant_grants every time, so that setting it by hand gains nothing. The setting
+-- rag.authenticated is what a verified token leaves behind, sealed (13_tokens.sql); where it is not
+-- empty nothing else counts.
 
 create or replace function rag._role()
     returns regrole
-    language sql
+    language plpgsql
     stable
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
+begin
     -- Inside a definer function current_user is the owner; SET ROLE is seen in the setting.
-    select to_regrole(quote_ident(
+    return to_regrole(quote_ident(
         case current_setting('role') when 'none' then session_user::text
         else current_setting('role') end
-    ))
+    ));
+end
 $$;
 
 comment on function rag._role() is
@@ -23,57 +27,97 @@ comment on function rag._role() is
 
 create or replace function rag._is_superuser()
     returns boolean
-    language sql
+    language plpgsql
     stable
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
-    select r.rolsuper from pg_roles as r where r.oid = rag._role()
+begin
+    return (select r.rolsuper from pg_roles as r where r.oid = rag._role());
+end
 $$;
 
 comment on function rag._is_superuser() is 'Whether the role the caller acts as is a superuser.';
 
 create or replace function rag._allowed_tenant(wanted text)
     returns int
-    language sql
+    language plpgsql
     stable
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
 as $$
+declare
+    -- Asked for in each statement of a search: looked up once, for all of the grants.
+    v_role oid := rag._role();
+begin
     -- With nothing wanted it is 'default', for roles to which just that was granted: a service
     -- that may act as everybody and forgot to say as whom gets an error instead.
-    select t.tenant_id
-    from rag.tenants as t
-    where
-        t.name = coalesce(wanted, 'default')
-        and (
-            (wanted is not null and rag._is_superuser())
-            or exists (
-                select
-                from rag.tenant_grants as g
-                where
-                    (g.tenant_id = t.tenant_id or (wanted is not null and g.tenant_id is null))
-                    and pg_has_role(rag._role(), g.role, 'member')
+    return (
+        select t.tenant_id
+        from rag.tenants as t
+        where
+            t.name = coalesce(_allowed_tenant.wanted, 'default')
+            and (
+                (_allowed_tenant.wanted is not null and rag._is_superuser())
+                or exists (
+                    select
+                    from rag.tenant_grants as g
+                    where
+                        (
+                            g.tenant_id = t.tenant_id
+                            or (_allowed_tenant.wanted is not null and g.tenant_id is null)
+                        )
+                        and pg_has_role(v_role, g.role::oid, 'member')
+                )
             )
-        )
+    );
+end
 $$;
 
 comment on function rag._allowed_tenant(text) is
     'The id of the tenant of that name if the caller may act as it, otherwise null.';
 
+create or replace function rag._caller()
+    returns int
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- A placeholder setting reads '' after the transaction that set it: nullif, or every later
+    -- query of a pooled connection would act as a tenant named ''.
+    if current_setting('rag.authenticated', true) <> '' then
+        return rag._unsealed_tenant(current_setting('rag.authenticated'));
+    end if;
+    return rag._allowed_tenant(nullif(current_setting('rag.tenant', true), ''));
+end
+$$;
+
+comment on function rag._caller() is
+    'The id of the tenant that the settings name, if the caller may act as it, otherwise null.';
+
 create or replace function rag._policy_tenant()
     returns int
-    language sql
+    language plpgsql
     stable
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
 as $$
-    -- A placeholder setting reads '' after the transaction that set it: nullif, or every later
-    -- query of a pooled connection would act as a tenant named ''.
-    select rag._allowed_tenant(nullif(current_setting('rag.tenant', true), ''))
+#variable_conflict use_column
+declare
+    v_tenant int := rag._caller();
+begin
+    return (
+        select t.tenant_id
+        from rag.tenants as t
+        where t.tenant_id = v_tenant and not t.is_suspended
+    );
+end
 $$;
 
 comment on function rag._policy_tenant() is
@@ -89,27 +133,78 @@ create or replace function rag._context(out tenant_id int, out partition_id int)
 as $$
 #variable_conflict use_column
 declare
-    v_wanted text := nullif(current_setting('rag.tenant', true), '');
-    v_tenant int := rag._allowed_tenant(v_wanted);
+    v_tenant int := rag._caller();
+    v_is_suspended boolean;
 begin
-    if v_tenant is null and v_wanted is null then
+    select t.tenant_id, t.partition_id, t.is_suspended into tenant_id, partition_id, v_is_suspended
+    from rag.tenants as t
+    where t.tenant_id = v_tenant;
+    if tenant_id is null then
+        perform rag._refuse_caller();
+    end if;
+    if v_is_suspended then
+        perform rag._refuse_suspended(v_tenant);
+    end if;
+end
+$$;
+
+comment on function rag._context() is
+    'The caller''s tenant and the partition that holds it; an error where there is none.';
+
+create or replace function rag._refuse_caller()
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if current_setting('rag.authenticated', true) <> '' then
+        raise exception 'the token does not count here, or no longer' using
+            errcode = 'invalid_authorization_specification',
+            detail = 'It has expired, its key was retired, its tenant is gone, or the setting '
+            'rag.authenticated comes from another transaction, session or role.',
+            hint = 'Call rag.authenticate(token) again, in the transaction that needs it.';
+    end if;
+    if coalesce(current_setting('rag.tenant', true), '') = '' then
         raise exception 'no tenant is set' using
             errcode = 'RG001',
             detail = format('Role %s has no tenant of its own.', rag._role()),
             hint = 'Call rag.set_tenant(name) first; an administrator grants tenants by '
             'rag.grant_tenant(role, tenant).';
     end if;
-    if v_tenant is null then
-        perform rag._refuse_tenant(v_wanted);
-    end if;
-    select t.tenant_id, t.partition_id into tenant_id, partition_id
-    from rag.tenants as t
-    where t.tenant_id = v_tenant;
+    perform rag._refuse_tenant(current_setting('rag.tenant'));
 end
 $$;
 
-comment on function rag._context() is
-    'The caller''s tenant and the partition that holds it; an error where there is none.';
+comment on function rag._refuse_caller() is
+    'Raise the error that a caller gets who is no tenant.';
+
+create or replace function rag._refuse_suspended(tenant_id int)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_tenant rag.tenants;
+begin
+    select t.* into v_tenant
+    from rag.tenants as t
+    where t.tenant_id = _refuse_suspended.tenant_id;
+    raise exception 'tenant "%" is suspended', v_tenant.name using
+        errcode = 'RG022',
+        detail = coalesce(v_tenant.suspended_because, 'No reason was given.'),
+        hint = 'All that it has is kept; an administrator lets it go on by '
+        'rag.resume_tenant(name).';
+end
+$$;
+
+comment on function rag._refuse_suspended(int) is
+    'Raise the error that a suspended tenant gets.';
 
 create or replace function rag._refuse_tenant(wanted text)
     returns void
@@ -138,6 +233,24 @@ $$;
 comment on function rag._refuse_tenant(text) is
     'Raise the error that a caller gets for a tenant he may not act as.';
 
+create or replace function rag._refuse_null(what text)
+    returns void
+    language plpgsql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    raise exception 'no % is given', _refuse_null.what using
+        errcode = 'invalid_parameter_value',
+        detail = format('The name of the %s is null.', _refuse_null.what),
+        hint = format('Give the name of the %s as text.', _refuse_null.what);
+end
+$$;
+
+comment on function rag._refuse_null(text) is 'Raise the error for a name that is null.';
+
 create or replace function rag.set_tenant(name text, is_local boolean default false)
     returns void
     language plpgsql
@@ -147,10 +260,15 @@ create or replace function rag.set_tenant(name text, is_local boolean default fa
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    if set_tenant.name is null or rag._allowed_tenant(set_tenant.name) is null then
-        perform rag._refuse_tenant(coalesce(set_tenant.name, ''));
+    if set_tenant.name is null then
+        perform rag._refuse_null('tenant');
+    end if;
+    if rag._allowed_tenant(set_tenant.name) is null then
+        perform rag._refuse_tenant(set_tenant.name);
     end if;
     perform set_config('rag.tenant', set_tenant.name, coalesce(set_tenant.is_local, false));
+    -- Who says whom he acts as has done with the token.
+    perform set_config('rag.authenticated', '', coalesce(set_tenant.is_local, false));
 end
 $$;
 

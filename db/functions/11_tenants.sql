@@ -11,6 +11,9 @@ as $$
 declare
     v_tenant int;
 begin
+    if _tenant_id.name is null then
+        perform rag._refuse_null('tenant');
+    end if;
     select t.tenant_id into v_tenant from rag.tenants as t where t.name = _tenant_id.name;
     if v_tenant is null then
         raise exception 'tenant "%" does not exist', _tenant_id.name using
@@ -38,8 +41,10 @@ declare
     v_partitions int[];
     v_tenant int;
 begin
-    if create_tenant.name is null
-        or create_tenant.name <> btrim(create_tenant.name)
+    if create_tenant.name is null then
+        perform rag._refuse_null('tenant');
+    end if;
+    if create_tenant.name <> btrim(create_tenant.name)
         or length(create_tenant.name) not between 1 and 200
     then
         raise exception 'invalid tenant name' using
@@ -68,6 +73,7 @@ begin
     -- 100 words is a guess, put right by rag._fold_statistics. Not left to the first put: others
     -- would wait until that one commits.
     insert into rag.lexical_statistics (tenant_id, reference_length) values (v_tenant, 100);
+    insert into rag.tenant_usage (tenant_id) values (v_tenant);
     return v_tenant;
 end
 $$;
@@ -134,6 +140,16 @@ begin
     delete from rag.lexical_statistics as s where s.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'lexical_statistics', v_rows;
+    delete from rag.usage_deltas as d where d.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'usage_deltas', v_rows;
+    delete from rag.tenant_usage as u where u.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'tenant_usage', v_rows;
+    perform rag._drop_counters(v_tenant);
+    update rag.token_keys as k
+    set tenants = array_remove(k.tenants, v_tenant)
+    where v_tenant = any(k.tenants);
     delete from rag.eval_results as e where e.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'eval_results', v_rows;

@@ -117,8 +117,10 @@ declare
     v_rechunked bigint[] := '{}';
     v_edited bigint[] := '{}';
     v_retitled bigint[] := '{}';
+    v_before bigint[];
 begin
     select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
+    perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
     perform rag._lock_tenant(v_tenant);
     -- Again under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
@@ -198,6 +200,7 @@ begin
     into v_rechunked, v_edited, v_retitled
     from given as g;
 
+    v_before := rag._measure(v_tenant, v_partition, v_rechunked);
     if cardinality(v_rechunked) + cardinality(v_edited) > 0 then
         update rag.documents as d
         set
@@ -220,6 +223,9 @@ begin
     if cardinality(v_inserted) + cardinality(v_rechunked) > 0 then
         perform rag._replace_chunks(
             v_tenant, v_partition, v_inserted, v_rechunked, _put_documents.priority
+        );
+        perform rag._count_usage(
+            v_tenant, v_before, rag._measure(v_tenant, v_partition, v_inserted || v_rechunked)
         );
     end if;
     if cardinality(v_edited) > 0 then
@@ -696,6 +702,9 @@ begin
         c.partition_id = v_partition
         and c.tenant_id = v_tenant
         and c.document_id = v_document;
+    perform rag._count_usage(
+        v_tenant, rag._measure(v_tenant, v_partition, array[v_document]), '{0,0,0}'
+    );
     perform rag._delete_chunks(v_tenant, v_partition, coalesce(v_chunks, '{}'));
     delete from rag.documents as d where d.tenant_id = v_tenant and d.document_id = v_document;
     perform rag._fold_statistics(v_tenant, v_partition);

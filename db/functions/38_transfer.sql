@@ -69,7 +69,12 @@ begin
         'exported_at', now(),
         'settings', json_build_object(
             'query_cache_size', t.query_cache_size,
-            'query_cache_lifetime', t.query_cache_lifetime
+            'query_cache_lifetime', t.query_cache_lifetime,
+            'max_documents', t.max_documents,
+            'max_chunks', t.max_chunks,
+            'max_bytes', t.max_bytes,
+            'puts_per_minute', t.puts_per_minute,
+            'searches_per_minute', t.searches_per_minute
         ),
         'models', (
             select json_agg(rag._model_label(m) order by m.model_id)
@@ -284,8 +289,10 @@ comment on function rag._import_collection(int, jsonb) is
     'Make a collection with the settings of a line, or give them to one that has no documents; '
     'false if it has some.';
 
-create or replace function rag._import_documents(tenant_id int, lines jsonb[])
-    returns bigint
+create or replace function rag._import_documents(
+    tenant_id int, lines jsonb[], out imported bigint, out bytes bigint
+)
+    returns record
     language plpgsql
     volatile
     parallel unsafe
@@ -297,9 +304,10 @@ declare
     v_missing text;
     v_columns text[];
     v_lines jsonb[];
-    v_rows bigint;
-    v_imported bigint := 0;
+    v_inserted record;
 begin
+    imported := 0;
+    bytes := 0;
     select min(l.line ->> 'collection') into v_missing
     from unnest(_import_documents.lines) as l (line)
     where not exists (
@@ -333,25 +341,29 @@ begin
         group by g.columns
     loop
         execute format(
+            'with inserted as ('
             'insert into rag.documents (tenant_id, collection_id, content_hash, %1$s) '
             'select $1, n.collection_id, rag._hash(r.content), r.%2$s '
             'from unnest($2) with ordinality as l (line, n) '
             'join rag.collections as n on n.tenant_id = $1 and n.name = l.line ->> ''collection'' '
             'cross join lateral jsonb_populate_record(null::rag.documents, l.line -> ''document'') '
             'as r order by l.n '
-            'on conflict on constraint documents_uri_is_unique do nothing',
+            'on conflict on constraint documents_uri_is_unique do nothing '
+            'returning octet_length(content) as bytes) '
+            'select count(*) as documents, coalesce(sum(i.bytes), 0) as bytes from inserted as i',
             array_to_string(v_columns, ', '), array_to_string(v_columns, ', r.')
         )
+        into v_inserted
         using _import_documents.tenant_id, v_lines;
-        get diagnostics v_rows = row_count;
-        v_imported := v_imported + v_rows;
+        imported := imported + v_inserted.documents;
+        bytes := bytes + v_inserted.bytes;
     end loop;
-    return v_imported;
 end
 $$;
 
 comment on function rag._import_documents(int, jsonb[]) is
-    'Store the documents of lines without their chunks; those whose uri is there stay as they are.';
+    'Store the documents of lines without their chunks, those whose uri is there stay as they are; '
+    'how many were stored, and the bytes of their texts.';
 
 create or replace function rag._import_chunks(tenant_id int, partition_id int, lines jsonb[])
     returns bigint
@@ -569,7 +581,12 @@ begin
     set
         query_cache_size = (_import_settings.line -> 'settings' ->> 'query_cache_size')::int,
         query_cache_lifetime
-            = (_import_settings.line -> 'settings' ->> 'query_cache_lifetime')::interval
+            = (_import_settings.line -> 'settings' ->> 'query_cache_lifetime')::interval,
+        max_documents = (_import_settings.line -> 'settings' ->> 'max_documents')::bigint,
+        max_chunks = (_import_settings.line -> 'settings' ->> 'max_chunks')::bigint,
+        max_bytes = (_import_settings.line -> 'settings' ->> 'max_bytes')::bigint,
+        puts_per_minute = (_import_settings.line -> 'settings' ->> 'puts_per_minute')::int,
+        searches_per_minute = (_import_settings.line -> 'settings' ->> 'searches_per_minute')::int
     where t.tenant_id = _import_settings.tenant_id;
     return true;
 end
@@ -624,6 +641,9 @@ declare
     v_unknown text;
     v_of_kind jsonb[];
     v_line jsonb;
+    v_documents bigint := 0;
+    v_chunks bigint := 0;
+    v_bytes bigint := 0;
 begin
     perform rag._require_fresh_snapshots('an import');
     perform rag._lock_tenant(v_tenant);
@@ -653,9 +673,12 @@ begin
         imported := 0;
         skipped := cardinality(v_of_kind);
         if kind = 'document' then
-            imported := rag._import_documents(v_tenant, v_of_kind);
+            select d.imported, d.bytes into imported, v_bytes
+            from rag._import_documents(v_tenant, v_of_kind) as d;
+            v_documents := imported;
         elsif kind = 'chunks' then
             imported := rag._import_chunks(v_tenant, v_partition, v_of_kind);
+            v_chunks := imported;
             skipped := (
                 select sum(jsonb_array_length(l.line -> 'chunks'))
                 from unnest(v_of_kind) as l (line)
@@ -673,6 +696,7 @@ begin
         skipped := skipped - imported;
         return next;
     end loop;
+    perform rag._count_usage(v_tenant, '{0,0,0}', array[v_documents, v_chunks, v_bytes]);
 end
 $$;
 
@@ -761,6 +785,11 @@ begin
     set
         query_cache_size = s.query_cache_size,
         query_cache_lifetime = s.query_cache_lifetime,
+        max_documents = s.max_documents,
+        max_chunks = s.max_chunks,
+        max_bytes = s.max_bytes,
+        puts_per_minute = s.puts_per_minute,
+        searches_per_minute = s.searches_per_minute,
         model_id = s.model_id
     from rag.tenants as s
     where t.tenant_id = v_to and s.tenant_id = v_from
@@ -801,6 +830,8 @@ begin
         and e.tenant_id = v_to
         and e.chunk_id = j.chunk_id
         and e.model_id = j.model_id;
+    perform rag._count_usage(v_to, '{0,0,0}', array[u.documents, u.chunks, u.bytes])
+    from rag._usage(v_from) as u;
     if exists (select from rag.jobs as j where j.tenant_id = v_to) then
         perform rag._ring();
     end if;

@@ -163,8 +163,10 @@ as $$
         select t.tenant_id
         from rag.tenants as t
         where
-            (t.is_paused or t.paused_models <> '{}')
-            and (t.is_paused or _paused_tenants.model_id = any(t.paused_models))
+            (t.is_paused or t.is_suspended or t.paused_models <> '{}')
+            and (
+                t.is_paused or t.is_suspended or _paused_tenants.model_id = any(t.paused_models)
+            )
     )
 $$;
 

@@ -335,11 +335,13 @@ as $$
 begin
     return query execute format(
         'with axes as materialized ('
-        'select rag._sparse(array[g.lexeme], array[1]) as axis, g.idf '
-        'from unnest($3, $4) as g (lexeme, idf)) '
-        -- f from the stored weight, then the weight of f at today's mean length.
+        'select rag._sparse(array[g.lexeme], array[1]) as axis, g.idf, g.place '
+        'from unnest($3, $4) with ordinality as g (lexeme, idf, place)) '
+        -- f from the stored weight, then the weight of f at today's mean length. Words are added in
+        -- the order given, whatever the plan: the last bit of a score would tell what others have
+        -- put into the partition.
         'select l.chunk_id, sum(t.idf * f.frequency * (l.k1 + 1) '
-        '/ (f.frequency + l.k1 * (1 - l.b + l.b * l.length / $5))) '
+        '/ (f.frequency + l.k1 * (1 - l.b + l.b * l.length / $5)) order by t.place) '
         'from rag_data.lexemes_p%s as l '
         'cross join axes as t '
         'cross join lateral (select -(l.weights <#> t.axis) as weight) as w '

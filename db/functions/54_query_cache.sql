@@ -121,7 +121,10 @@ begin
             or not exists (
                 select
                 from rag.tenants as t
-                where t.tenant_id = o.tenant_id and t.query_cache_size > 0
+                where
+                    t.tenant_id = o.tenant_id
+                    and t.query_cache_size > 0
+                    and not t.is_suspended
             )
         for update skip locked
     ) as old

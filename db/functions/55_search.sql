@@ -289,6 +289,7 @@ declare
     v_places int[];
 begin
     v_context := rag._context();
+    perform rag._count_requests(v_context.tenant_id, 'searches');
     if _candidates.collection is not null then
         v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
     end if;

@@ -377,14 +377,7 @@ begin
         return query
         select
             'postgres', current_setting('server_version'),
-            case
-                when s.version between 160000 and 160014
-                    or s.version between 170000 and 170010
-                    or s.version between 180000 and 180004
-                    then 'below 16.15, 17.11 or 18.5: this minor release has known security holes '
-                    '(CVE-2026-14678). Upgrade when your provider offers it.'
-            end
-        from (select current_setting('server_version_num')::int as version) as s;
+            rag._postgres_warning(current_setting('server_version_num')::int);
         return query
         select 'pgvector', v_vector, rag._pgvector_warning(v_vector);
         -- On our functions' search path: what is there may match a call better than pg_catalog

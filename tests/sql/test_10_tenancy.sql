@@ -2,7 +2,7 @@
 -- tests/test_isolation.py.
 
 begin;
-select plan(103);
+select plan(109);
 
 -- pgTAP runs as whoever acts.
 do $$ begin execute format('grant usage on schema %I to public', (
@@ -63,7 +63,7 @@ select throws_ok(
     format('select rag.create_tenant(%L)', n.name), '22023', null, 'no name is: ' || n.what
 )
 from (values
-    (null, 'null'), ('', 'empty'), (' ', 'a space'), ('a ', 'a space behind'),
+    (null, 'null, by name'), ('', 'empty'), (' ', 'a space'), ('a ', 'a space behind'),
     (' a', 'a space before'), (repeat('x', 201), '201 characters')
 ) as n (name, what);
 select lives_ok(
@@ -96,8 +96,15 @@ select throws_ok(
     format('select rag.grant_tenant(''ttn_alice'', %L)', n.name), 'RG002', null,
     'no tenant: ' || n.what
 )
-from (values ('missing', 'one that is not there'), ('ACME', 'upper case'), (null, 'null'))
-as n (name, what);
+from (values ('missing', 'one that is not there'), ('ACME', 'upper case')) as n (name, what);
+select throws_ok(
+    format('select %s', n.call), '22023', 'no tenant is given', 'null is refused: ' || n.call
+)
+from (values
+    ('rag.grant_tenant(''ttn_alice'', null)'), ('rag.revoke_tenant(''ttn_alice'', null)'),
+    ('rag.create_tenant(null)'), ('rag.drop_tenant(null)'), ('rag.set_quota(null)'),
+    ('rag.suspend_tenant(null)'), ('rag.resume_tenant(null)')
+) as n (call);
 select throws_ok(
     $$ select rag.drop_tenant('missing') $$, 'RG002', null, 'what is not there is not dropped'
 );
@@ -143,8 +150,11 @@ select throws_ok(
 )
 from (values
     ('globex', 'another tenant'), ('missing', 'one that is not there: the same error'),
-    ('', 'the empty name'), (null, 'null'), ('ACME', 'upper case'), ('default', 'the default')
+    ('', 'the empty name'), ('ACME', 'upper case'), ('default', 'the default')
 ) as n (name, what);
+select throws_ok(
+    $$ select rag.set_tenant(null) $$, '22023', 'no tenant is given', 'null is no tenant at all'
+);
 select is(rag.current_tenant(), 'acme', 'and stays who she was');
 
 -- The setting by hand.
