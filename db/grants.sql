@@ -16,10 +16,11 @@ grant execute on function
 rag._policy_tenant(),
 rag._context(),
 rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text, int
+    text, int, text, jsonb, vector, text, real, real, text, int, text
 ),
+rag._texts(bigint[], int),
 rag._passages(
-    text, int, text, jsonb, vector, text, real, real, text, int, int
+    text, int, text, jsonb, vector, text, real, real, text, int, int, text
 ),
 rag.set_tenant(text, boolean),
 rag.authenticate(text, boolean),
@@ -36,8 +37,8 @@ rag.chunk(text, text, int, int),
 rag.put(text, text, text, jsonb, text, text, int, int, text),
 rag.put_many(jsonb, text, text, int, int, text),
 rag.delete(text, text),
-rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int),
-rag.explain(text, int, text, jsonb, vector, text, real, real, text, int, int, bigint),
+rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int, text),
+rag.explain(text, int, text, jsonb, vector, text, real, real, text, int, int, bigint, text),
 rag.prepare_query(text),
 rag.export_tenant(text, boolean, boolean),
 rag.import_lines(text, text[]),

@@ -13,11 +13,12 @@ import argparse
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 
 import numpy as np
 import psycopg
 from pgvector import Vector
+from psycopg import sql
 from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.table import Table
@@ -43,32 +44,48 @@ class Place:
     model: int
     dimensions: int
 
+    @property
+    def lexemes(self) -> sql.Identifier:
+        """The table of his lexemes."""
+        return sql.Identifier("rag_data", f"lexemes_p{self.partition}")
+
+    @property
+    def vectors(self) -> sql.Identifier:
+        """The table of his embeddings."""
+        return sql.Identifier("rag_data", f"embeddings_m{self.model}_p{self.partition}")
+
+    @property
+    def chunks(self) -> sql.Identifier:
+        """The table of his chunks."""
+        return sql.Identifier("rag_data", f"chunks_p{self.partition}")
+
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of search: its name and its statement with %(query)s, %(lexemes)s, %(vector)s."""
 
     name: str
-    statement: str
+    statement: LiteralString | sql.Composed
     parameters: dict[str, Any]
 
 
 def kinds(place: Place) -> list[Kind]:
     """All that is measured, the baseline first."""
-    lexemes = f"rag_data.lexemes_p{place.partition}"
-    vectors = f"rag_data.embeddings_m{place.model}_p{place.partition}"
-    size = place.dimensions
     found = [
         Kind(
             "ts_rank_cd, k = 10",
-            f"select chunk_id from {lexemes} where lexemes @@ %(lexemes)s::tsquery "  # noqa: S608
-            "order by ts_rank_cd(lexemes, %(lexemes)s::tsquery) desc limit 10",
+            sql.SQL(
+                "select chunk_id from {} where lexemes @@ %(lexemes)s::tsquery "
+                "order by ts_rank_cd(lexemes, %(lexemes)s::tsquery) desc limit 10"
+            ).format(place.lexemes),
             {},
         ),
         Kind(
             "bare HNSW, limit 100",
-            f"select chunk_id from {vectors} order by embedding::halfvec({size}) "  # noqa: S608
-            f"<=> %(vector)s::halfvec({size}) limit 100",
+            sql.SQL(
+                "select chunk_id from {} order by embedding::halfvec({size}) "
+                "<=> %(vector)s::halfvec({size}) limit 100"
+            ).format(place.vectors, size=sql.Literal(place.dimensions)),
             {},
         ),
     ]
@@ -129,7 +146,7 @@ def measure(
                 **kind.parameters,
             }
             started = time.perf_counter()
-            connection.execute(cast("LiteralString", kind.statement), parameters).fetchall()
+            connection.execute(kind.statement, parameters).fetchall()
             times[kind.name].append((time.perf_counter() - started) * 1000)
     return times
 
@@ -155,8 +172,12 @@ def recall(
 ) -> dict[str, float]:
     """Mean recall@10 of mode semantic by filter."""
     hits: dict[str, list[float]] = defaultdict(list)
-    vectors = f"rag_data.embeddings_m{where.model}_p{where.partition}"
-    chunks = f"rag_data.chunks_p{where.partition}"
+    # + 0, so that no index is used.
+    statement = sql.SQL(
+        "select e.chunk_id from {} as e join {} as c using (chunk_id) "
+        "where %(filter)s::jsonb is null or c.metadata @> %(filter)s::jsonb "
+        "order by (e.embedding <=> %(vector)s::halfvec) + 0 limit 10"
+    ).format(where.vectors, where.chunks)
     for question in questions:
         for name, condition in FILTERS.items():
             parameters = {
@@ -167,13 +188,7 @@ def recall(
                 "filter": condition and Jsonb(condition),
             }
             got = {row[0] for row in connection.execute(SEARCH_VECTOR, parameters)}
-            statement = (
-                # + 0, so that no index is used.
-                f"select e.chunk_id from {vectors} as e join {chunks} as c using (chunk_id) "  # noqa: S608
-                "where %(filter)s::jsonb is null or c.metadata @> %(filter)s::jsonb "
-                "order by (e.embedding <=> %(vector)s::halfvec) + 0 limit 10"
-            )
-            exact = connection.execute(cast("LiteralString", statement), parameters)
+            exact = connection.execute(statement, parameters)
             wanted = {row[0] for row in exact}
             hits[name].append(len(got & wanted) / max(1, len(wanted)))
     return {name: float(np.mean(values)) for name, values in hits.items()}

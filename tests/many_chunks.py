@@ -59,15 +59,16 @@ chunks as (
         )
     from documents as d
     cross join place as p
-    returning partition_id, tenant_id, chunk_id, collection_id, content
+    returning partition_id, tenant_id, chunk_id, collection_id, content, metadata
 ),
 lexemes as (
     insert into rag.lexemes (
-        partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights
+        partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights, facets
     )
     select c.partition_id, c.tenant_id, c.chunk_id, c.collection_id, 3,
         x.lexemes,
-        rag._sparse(tsvector_to_array(x.lexemes), array[1, 1, 1])
+        rag._sparse(tsvector_to_array(x.lexemes), array[1, 1, 1]),
+        rag._facets(c.tenant_id, c.collection_id, c.metadata)
     from chunks as c
     cross join lateral (select to_tsvector('english', c.content) as lexemes) as x
 ),

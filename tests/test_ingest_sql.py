@@ -698,7 +698,9 @@ def test_a_restored_dump_is_as_good_as_the_original(
         restored.execute("select rag.set_tenant('acme')")
         restored.execute("select rag.put('Another', 'c')")
         restored.execute("select rag.delete('c')")
-        assert restored.execute("select rag.create_tenant('third')").fetchone() == (4,)
+        # Not any number: after a crash of the server sequences go on a little further.
+        third = "select rag.create_tenant('third')"
+        assert restored.execute(third).fetchone() == connection.execute(third).fetchone()
     # RLS is asked as the application.
     url = empty_database.replace("postgres@", f"{user.name}@")
     assert answers(url) == before

@@ -269,6 +269,7 @@ def hostile(world: World, kind: str, chance: random.Random) -> object:
         "text": texts,
         "integer": [None, 0, 1, 10, 1000, -1, world.victim_id],
         "bigint": [world.victim_document, world.victim_chunk, None, 0, -1, 2**62],
+        "bigint[]": [[world.victim_chunk], [world.victim_chunk, None, -1], [], None],
         "boolean": [True, False, None],
         "text[]": [[], ["author", "$file_name"], ["$other"], [None], ["victim"], None],
         "real": [None, 0.0, 0.5, 1.0, -1.0],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from tests.test_bm25 import lines
@@ -79,10 +80,15 @@ def judged(
     ]
 
 
-def ndcg(connection: Connection[Any], name: str, arguments: str = "") -> float:
+def ndcg(connection: Connection[Any], name: str, **arguments: float | str) -> float:
+    named = [
+        sql.SQL("{} => {}").format(sql.Identifier(key), sql.Literal(value))
+        for key, value in arguments.items()
+    ]
     row = connection.execute(
-        f"select ndcg from rag.evaluate(%s{arguments})".encode(),  # noqa: S608
-        [name],
+        sql.SQL("select ndcg from rag.evaluate({})").format(
+            sql.SQL(", ").join([sql.Literal(name), *named])
+        )
     ).fetchone()
     assert row is not None
     return row[0]
@@ -110,15 +116,14 @@ def test_a_tuned_collection_is_at_or_above_the_better_leg(
     # What is computed from the lists of the legs is what searches find.
     by_candidate = {(row[0], round(row[1], 2)): row[2] for row in rows if row[0]}
     for fusion, weight in (("standard", 0.3), ("linear", 0.8), ("standard", 0.5)):
-        arguments = f", fusion => '{fusion}', lexical_weight => {weight}"
-        assert by_candidate[fusion, weight] == pytest.approx(ndcg(connection, "seen", arguments))
-    assert by_candidate["linear", 0] == pytest.approx(
-        ndcg(connection, "seen", ", mode => 'semantic'")
-    )
+        assert by_candidate[fusion, weight] == pytest.approx(
+            ndcg(connection, "seen", fusion=fusion, lexical_weight=weight)
+        )
+    assert by_candidate["linear", 0] == pytest.approx(ndcg(connection, "seen", mode="semantic"))
     assert rows[0][2] == pytest.approx(ndcg(connection, "seen")), "rag.evaluate honours it"
     better = max(
-        ndcg(connection, "unseen", ", mode => 'lexical'"),
-        ndcg(connection, "unseen", ", mode => 'semantic'"),
+        ndcg(connection, "unseen", mode="lexical"),
+        ndcg(connection, "unseen", mode="semantic"),
     )
     assert ndcg(connection, "unseen") >= better - 0.005
     # Each vector with the words of another question.
@@ -136,7 +141,7 @@ def test_a_tuned_collection_is_at_or_above_the_better_leg(
     row = connection.execute(weight).fetchone()
     assert row is not None
     assert row[0] < 0.5, "a leg that only misleads loses its weight"
-    assert ndcg(connection, "wrong") >= ndcg(connection, "wrong", ", mode => 'semantic'") - 0.005
+    assert ndcg(connection, "wrong") >= ndcg(connection, "wrong", mode="semantic") - 0.005
 
 
 def test_questions_are_made_of_what_is_there(
@@ -205,8 +210,9 @@ def test_tuning_is_for_ones_own_collections(connection: Connection[Any], role: R
         session.execute("reset rag.tenant")
         with pytest.raises(psycopg.errors.NoDataFound, match="no question to tune by"):
             session.execute("select rag.tune()")
-        for arguments in ("folds => 1", "questions => 0", "folds => null"):
+        refused: tuple[LiteralString, ...] = ("folds => 1", "questions => 0", "folds => null")
+        for arguments in refused:
             with pytest.raises(psycopg.errors.InvalidParameterValue):
-                session.execute(f"select rag.tune({arguments})".encode())
+                session.execute(f"select rag.tune({arguments})")
         with pytest.raises(psycopg.errors.NoDataFound, match='"missing" does not exist'):
             session.execute("select rag.tune(eval_set => 'missing')")

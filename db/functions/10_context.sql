@@ -47,6 +47,8 @@ create or replace function rag._allowed_tenant(wanted text)
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
     -- Asked for in each statement of a search: looked up once, for all of the grants.
@@ -59,9 +61,9 @@ begin
         from rag.tenants as t
         where
             t.name = coalesce(_allowed_tenant.wanted, 'default')
+            -- The superuser last: what tells takes locks on four relations of the catalog.
             and (
-                (_allowed_tenant.wanted is not null and rag._is_superuser())
-                or exists (
+                exists (
                     select
                     from rag.tenant_grants as g
                     where
@@ -71,6 +73,7 @@ begin
                         )
                         and pg_has_role(v_role, g.role::oid, 'member')
                 )
+                or (_allowed_tenant.wanted is not null and rag._is_superuser())
             )
     );
 end
@@ -107,6 +110,8 @@ create or replace function rag._policy_tenant()
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -130,6 +135,8 @@ create or replace function rag._context(out tenant_id int, out partition_id int)
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -207,6 +207,8 @@ create or replace function rag._count_requests(tenant_id int, kind text, request
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -139,19 +139,26 @@ create or replace function rag._lexical_totals(
     out reference_length double precision
 )
     returns record
-    language sql
+    language plpgsql
     stable
     parallel safe
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work. By index, however few deltas there
+    -- were when it was made.
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
 as $$
+#variable_conflict use_column
+begin
     select
-        (s.chunks + d.chunks)::double precision,
         case
             when s.chunks + d.chunks > 0
                 then nullif(s.total_length + d.total_length, 0) / (s.chunks + d.chunks)
         end,
-        s.reference_length
+        s.reference_length,
+        (s.chunks + d.chunks)::double precision
+    into mean_length, reference_length, chunks
     from rag.lexical_statistics as s
     cross join (
         select
@@ -160,7 +167,8 @@ as $$
         from rag.lexeme_deltas as x
         where x.tenant_id = _lexical_totals.tenant_id
     ) as d
-    where s.tenant_id = _lexical_totals.tenant_id
+    where s.tenant_id = _lexical_totals.tenant_id;
+end
 $$;
 
 comment on function rag._lexical_totals(int) is
@@ -174,14 +182,18 @@ create or replace function rag._lexeme_totals(tenant_id int, lexemes text[])
         sum_weight double precision,
         sum_square double precision
     )
-    language sql
+    language plpgsql
     stable
     parallel safe
     security invoker
     rows 10
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
 as $$
+#variable_conflict use_column
+begin
+    return query
     select
         u.lexeme,
         sum(u.chunks)::double precision,
@@ -202,7 +214,8 @@ as $$
         where d.tenant_id = _lexeme_totals.tenant_id and x.lexeme = any(_lexeme_totals.lexemes)
     ) as u
     group by u.lexeme
-    having sum(u.chunks) > 0
+    having sum(u.chunks) > 0;
+end
 $$;
 
 comment on function rag._lexeme_totals(int, text[]) is

@@ -45,7 +45,8 @@ begin
             s.enrich_weight,
             s.index_version,
             x.lexemes,
-            l.length
+            l.length,
+            rag._facets(_index_chunks.tenant_id, s.collection_id, s.metadata) as facets
         from (
             select
                 c.chunk_id,
@@ -126,11 +127,12 @@ begin
     indexed as (
         insert into rag.lexemes (
             partition_id, tenant_id, chunk_id, collection_id, length, lexemes, weights, k1, b,
-            index_version
+            index_version, facets
         )
         select
             _index_chunks.partition_id, _index_chunks.tenant_id, t.chunk_id, t.collection_id,
-            t.length, t.lexemes, coalesce(v.weights, '{}/1000000000'), t.k1, t.b, t.index_version
+            t.length, t.lexemes, coalesce(v.weights, '{}/1000000000'), t.k1, t.b, t.index_version,
+            t.facets
         from texts as t
         cross join reference as r
         cross join lateral (
@@ -204,6 +206,42 @@ $$;
 
 comment on function rag._index_chunks(int, int, bigint[]) is
     'Index chunks anew: their lexemes, their BM25 weights, and what they change in the statistics.';
+
+create or replace function rag._index_metadata(
+    tenant_id int, partition_id int, documents bigint[]
+)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    update rag.lexemes as l
+    set facets = f.facets
+    from rag.chunks as c
+    cross join lateral (
+        select rag._facets(_index_metadata.tenant_id, c.collection_id, c.metadata) as facets
+        offset 0
+    ) as f
+    where
+        l.partition_id = _index_metadata.partition_id
+        and l.tenant_id = _index_metadata.tenant_id
+        and l.chunk_id = c.chunk_id
+        and l.facets <> f.facets
+        and c.partition_id = _index_metadata.partition_id
+        and c.tenant_id = _index_metadata.tenant_id
+        and c.document_id = any(_index_metadata.documents);
+end
+$$;
+
+comment on function rag._index_metadata(int, int, bigint[]) is
+    'After a change of documents'' metadata: the facets of their chunks anew. Where words of the '
+    'metadata are searched with the text, rag._index_chunks has done it.';
 
 create or replace function rag._unindex_chunks(tenant_id int, partition_id int, chunks bigint[])
     returns void

@@ -240,6 +240,9 @@ begin
             and d.document_id = c.document_id
             and c.metadata is distinct from d.metadata;
     end if;
+    if cardinality(v_rechunked) + cardinality(v_edited) > 0 then
+        perform rag._index_metadata(v_tenant, v_partition, v_rechunked || v_edited);
+    end if;
     if cardinality(v_retitled) > 0 then
         perform rag._index_chunks(v_tenant, v_partition, array(
             select c.chunk_id

@@ -822,6 +822,10 @@ begin
         end if;
         return next;
     end loop;
+    -- The tenant is a facet, the first one.
+    update rag.lexemes as l
+    set facets[1] = rag._facet('tenant', to_jsonb(v_to))
+    where l.partition_id = v_new and l.tenant_id = v_to and l.facets <> '{}';
     delete from rag.jobs as j
     using rag.embeddings as e
     where

@@ -64,15 +64,16 @@ create or replace function rag._active_model(tenant_id int)
     -- One plan for a session: planning is most of the work, and opens every index.
     set plan_cache_mode = force_generic_plan
 as $$
-begin
-    return (
-        select m
-        from rag.models as m
-        where m.model_id = coalesce(
-            (select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id),
-            (select a.model_id from rag.models as a where a.is_active)
-        )
+declare
+    v_own int := (
+        select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id
     );
+begin
+    -- Two statements, each by the one index that it needs.
+    if v_own is null then
+        return (select a from rag.models as a where a.is_active);
+    end if;
+    return (select m from rag.models as m where m.model_id = v_own);
 end
 $$;
 

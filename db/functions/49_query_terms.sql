@@ -129,7 +129,9 @@ create or replace function rag._query_terms(
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
     set jit = off
 as $$
 #variable_conflict use_column
@@ -151,13 +153,23 @@ begin
             l.tenant_id = _query_terms.tenant_id
             and (_query_terms.collection_id is null
                 or l.collection_id = _query_terms.collection_id)
-            -- The language of a collection that holds nothing would only add words to the query.
-            and exists (
-                select
-                from rag.documents as d
-                where d.tenant_id = l.tenant_id and d.collection_id = l.collection_id
-            )
     );
+    if cardinality(v_languages) > 1 then
+        -- The language of a collection that holds nothing would only add words to the query.
+        v_languages := array(
+            select distinct l.language
+            from rag.collection_languages as l
+            where
+                l.tenant_id = _query_terms.tenant_id
+                and (_query_terms.collection_id is null
+                    or l.collection_id = _query_terms.collection_id)
+                and exists (
+                    select
+                    from rag.documents as d
+                    where d.tenant_id = l.tenant_id and d.collection_id = l.collection_id
+                )
+        );
+    end if;
     v_query := rag._without_stop_words(_query_terms.query, v_languages);
     foreach v_language in array v_languages loop
         v_parsed := rag._parse_query(v_query, v_language);

@@ -48,6 +48,8 @@ create or replace function rag._has_hnsw(tenant_id int, model_id int)
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
 as $$
 begin
     return (
@@ -78,59 +80,46 @@ create or replace function rag._compare_all(
     security invoker
     rows 100
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
     set jit = off
 as $$
-#variable_conflict use_column
+declare
+    v_conditions text := '';
 begin
-    return query
-    with
-    compared as materialized (
-        select e.chunk_id, e.collection_id, 1 - (e.embedding <=> _compare_all.query) as similarity
-        from rag.embeddings as e
-        where
-            e.model_id = _compare_all.model_id
-            and e.partition_id = _compare_all.partition_id
-            and e.tenant_id = _compare_all.tenant_id
-    ),
-    -- Materialized, or without statistics of the table it is computed for each row anew: 3.5 s
-    -- instead of 16 ms for 5,000 chunks just put.
-    spread as materialized (
-        select avg(c.similarity) as mean, nullif(stddev_pop(c.similarity), 0) as deviation
-        from compared as c
+    if _compare_all.filter is not null then
+        v_conditions := format(
+            ' and (select k.metadata @@ $5 from rag_data.chunks_p%s as k '
+            'where k.tenant_id = $1 and k.chunk_id = n.chunk_id)', _compare_all.partition_id
+        );
+    end if;
+    if _compare_all.must is not null then
+        v_conditions := v_conditions || format(
+            ' and (select l.lexemes @@ $6 from rag_data.lexemes_p%s as l '
+            'where l.tenant_id = $1 and l.chunk_id = n.chunk_id)', _compare_all.partition_id
+        );
+    end if;
+    -- Materialized, or without statistics of the table the spread is computed for each row anew:
+    -- 3.5 s instead of 16 ms for 5,000 chunks just put. The conditions from the nearest on, until
+    -- enough have met them. The partition by its name: through rag.embeddings three times as many
+    -- locks are taken.
+    return query execute format(
+        'with compared as materialized ('
+        'select e.chunk_id, e.collection_id, 1 - (e.embedding <=> $2) as similarity '
+        'from rag_data.embeddings_m%s_p%s as e where e.tenant_id = $1), '
+        'spread as materialized ('
+        'select avg(c.similarity) as mean, nullif(stddev_pop(c.similarity), 0) as deviation '
+        'from compared as c) '
+        'select n.chunk_id, n.similarity, '
+        'coalesce((n.similarity - (select s.mean from spread as s)) '
+        '/ (select s.deviation from spread as s), 0) '
+        'from (select c.chunk_id, c.similarity from compared as c '
+        'where $3 is null or c.collection_id = $3 '
+        'order by c.similarity desc, c.chunk_id %s) as n '
+        'where true%s limit $4',
+        _compare_all.model_id, _compare_all.partition_id,
+        case when v_conditions = '' then 'limit $4' else 'offset 0' end, v_conditions
     )
-    select
-        c.chunk_id, c.similarity, coalesce((c.similarity - s.mean) / s.deviation, 0)
-    from compared as c
-    cross join spread as s
-    where
-        (_compare_all.collection_id is null or c.collection_id = _compare_all.collection_id)
-        and (
-            _compare_all.filter is null
-            or exists (
-                select
-                from rag.chunks as k
-                where
-                    k.partition_id = _compare_all.partition_id
-                    and k.tenant_id = _compare_all.tenant_id
-                    and k.chunk_id = c.chunk_id
-                    and k.metadata @@ _compare_all.filter
-            )
-        )
-        and (
-            _compare_all.must is null
-            or exists (
-                select
-                from rag.lexemes as l
-                where
-                    l.partition_id = _compare_all.partition_id
-                    and l.tenant_id = _compare_all.tenant_id
-                    and l.chunk_id = c.chunk_id
-                    and l.lexemes @@ _compare_all.must
-            )
-        )
-    order by c.similarity desc, c.chunk_id
-    limit _compare_all.depth;
+    using _compare_all.tenant_id, _compare_all.query, _compare_all.collection_id,
+        _compare_all.depth, _compare_all.filter, _compare_all.must;
 end
 $$;
 
@@ -158,9 +147,18 @@ comment on function rag._sampled(text, text, int) is
     'A table of rag_data as the from clause of a statement that reads about so many of its pages.';
 
 create or replace function rag._within(
-    tenant_id int, partition_id int, collection_id int, filter jsonpath, must tsquery, depth int
+    tenant_id int,
+    partition_id int,
+    collection_id int,
+    filter jsonpath,
+    facets text[],
+    must tsquery,
+    depth int,
+    is_lexical boolean,
+    out share double precision,
+    out chunks bigint[]
 )
-    returns bigint[]
+    returns record
     language plpgsql
     stable
     parallel restricted
@@ -171,56 +169,64 @@ as $$
 declare
     v_chunks constant text := format('chunks_p%s', _within.partition_id);
     v_lexemes constant text := format('lexemes_p%s', _within.partition_id);
-    v_share double precision := 1;
     v_rows double precision;
     v_within bigint[];
 begin
-    if _within.filter is null and _within.collection_id is null and _within.must is null
-        -- In a shared partition all of a tenant's chunks are few.
-        or not exists (
-            select
-            from rag.tenants as t
-            where t.tenant_id = _within.tenant_id and t.hnsw_models <> '{}'
-        )
-    then
-        return null;
-    end if;
+    share := 1;
     if _within.filter is not null or _within.collection_id is not null then
         execute format(
             'select avg((($1 is null or c.collection_id = $1) '
             'and ($2 is null or coalesce(c.metadata @@ $2, false)))::int) from %s',
             rag._sampled(v_chunks, 'c', 100)
         )
-        into v_share using _within.collection_id, _within.filter;
+        into share using _within.collection_id, _within.filter;
     end if;
     if _within.must is not null then
         execute format(
             'select $2 * avg((l.lexemes @@ $1)::int) from %s', rag._sampled(v_lexemes, 'l', 100)
         )
-        into v_share using _within.must, coalesce(v_share, 1);
+        into share using _within.must, coalesce(share, 1);
     end if;
     v_rows := (rag._lexical_totals(_within.tenant_id)).chunks;
     -- HNSW walks through depth / share vectors until enough of them pass, at 15 µs each. Of these
-    -- few rows every vector is compared, at 4 µs each.
-    if v_share > sqrt(4.0 * greatest(100, 2 * _within.depth) / greatest(1, v_rows)) then
-        return null;
+    -- few rows every vector is compared, at 4 µs each. The lexical leg alone has no use for them
+    -- where there are facets, which it asks GIN for.
+    if share > sqrt(4.0 * greatest(100, _within.depth) / greatest(1, v_rows))
+        or _within.is_lexical and _within.facets <> '{}'
+    then
+        return;
     end if;
-    execute format(
-        'select array_agg(c.chunk_id) from rag_data.%I as c where c.tenant_id = $1 '
-        'and ($2 is null or c.collection_id = $2) and ($3 is null or c.metadata @@ $3) '
-        'and ($4 is null or exists (select from rag_data.%I as l where l.tenant_id = $1 '
-        'and l.chunk_id = c.chunk_id and l.lexemes @@ $4))',
-        v_chunks, v_lexemes
-    )
-    into v_within
-    using _within.tenant_id, _within.collection_id, _within.filter, _within.must;
-    return coalesce(v_within, '{}');
+    if _within.facets <> '{}' then
+        -- What facets let pass is asked against the filter where it is listed.
+        execute format(
+            'select array_agg(l.chunk_id) from rag_data.%I as l where l.tenant_id = $1 '
+            'and ($2 is null or l.collection_id = $2) and ($3 is null or l.lexemes @@ $3) %s',
+            v_lexemes,
+            (
+                select string_agg(format('and l.facets && %L', f.any_of), ' ')
+                from unnest(_within.facets) as f (any_of)
+            )
+        )
+        into v_within using _within.tenant_id, _within.collection_id, _within.must;
+    else
+        execute format(
+            'select array_agg(c.chunk_id) from rag_data.%I as c where c.tenant_id = $1 '
+            'and ($2 is null or c.collection_id = $2) and ($3 is null or c.metadata @@ $3) '
+            'and ($4 is null or exists (select from rag_data.%I as l where l.tenant_id = $1 '
+            'and l.chunk_id = c.chunk_id and l.lexemes @@ $4))',
+            v_chunks, v_lexemes
+        )
+        into v_within
+        using _within.tenant_id, _within.collection_id, _within.filter, _within.must;
+    end if;
+    chunks := coalesce(v_within, '{}');
 end
 $$;
 
-comment on function rag._within(int, int, int, jsonpath, tsquery, int) is
-    'All chunks of a tenant in a partition of his own that meet the conditions, if they are so few '
-    'that it is best to look at each; otherwise null. A sample of the rows tells.';
+comment on function rag._within(int, int, int, jsonpath, text[], tsquery, int, boolean) is
+    'The share of the chunks of a tenant in a partition of his own that meet the conditions, by a '
+    'sample of the rows; and if they are so few that it is best to look at each, all of them. '
+    'Where there are facets these tell, and some that do not meet the filter may be among them.';
 
 create or replace function rag._spread(
     tenant_id int,
@@ -256,7 +262,13 @@ comment on function rag._spread(int, int, int, halfvec) is
     'Mean and deviation of the similarity of a query to a tenant''s chunks, from a sample of them.';
 
 create or replace function rag._compare_within(
-    tenant_id int, partition_id int, model_id int, query halfvec, chunks bigint[], depth int
+    tenant_id int,
+    partition_id int,
+    model_id int,
+    query halfvec,
+    chunks bigint[],
+    filter jsonpath,
+    depth int
 )
     returns table (chunk_id bigint, similarity double precision)
     language plpgsql
@@ -271,19 +283,22 @@ create or replace function rag._compare_within(
 as $$
 begin
     return query execute format(
-        'select e.chunk_id, 1 - (e.embedding <=> $1) '
-        'from rag_data.embeddings_m%s_p%s as e '
+        'select n.chunk_id, 1 - n.distance from ('
+        'select e.chunk_id, e.embedding <=> $1 as distance '
+        'from rag_data.embeddings_m%1$s_p%2$s as e '
         'where e.tenant_id = $2 and e.chunk_id = any($3) '
-        'order by e.embedding <=> $1, e.chunk_id limit $4',
+        'order by 2, e.chunk_id offset 0) as n '
+        'where $5 is null or (select c.metadata @@ $5 from rag_data.chunks_p%2$s as c '
+        'where c.tenant_id = $2 and c.chunk_id = n.chunk_id) limit $4',
         _compare_within.model_id, _compare_within.partition_id
     )
     using _compare_within.query, _compare_within.tenant_id, _compare_within.chunks,
-        _compare_within.depth;
+        _compare_within.depth, _compare_within.filter;
 end
 $$;
 
-comment on function rag._compare_within(int, int, int, halfvec, bigint[], int) is
-    'The nearest of the given chunks, exactly.';
+comment on function rag._compare_within(int, int, int, halfvec, bigint[], jsonpath, int) is
+    'The nearest of the given chunks that meet the filter, exactly.';
 
 create or replace function rag._nearest(
     tenant_id int,
@@ -304,8 +319,8 @@ create or replace function rag._nearest(
     set search_path = pg_catalog, public, pg_temp
     set jit = off
     -- With relaxed order the scan goes on until enough rows pass the conditions, and they come
-    -- nearly in order. So twice as many are taken and sorted here: with a filter of 10 % the ten
-    -- nearest are among a hundred that pass no filter.
+    -- nearly in order. So more than wanted are taken where they cost nothing, as many as one round
+    -- of the scan gives, but no less than a hundred: the ten nearest are among those.
     set hnsw.iterative_scan = relaxed_order
     set hnsw.ef_search = 200
     set hnsw.max_scan_tuples = 100000
@@ -315,6 +330,7 @@ create or replace function rag._nearest(
 as $$
 declare
     v_conditions text := '';
+    v_rows int;
 begin
     if _nearest.collection_id is not null then
         v_conditions := ' and e.collection_id = $4';
@@ -331,19 +347,23 @@ begin
             'and l.chunk_id = e.chunk_id and l.lexemes @@ $6)', _nearest.partition_id
         );
     end if;
+    v_rows := case
+        when v_conditions = '' then greatest(200, 2 * _nearest.depth)
+        else greatest(100, _nearest.depth)
+    end;
     -- Only "order by distance limit n" is served by the index, and it wants the size in the type.
     return query execute format(
         'with nearest as materialized ('
         'select e.chunk_id, e.embedding::halfvec(%1$s) <=> $1::halfvec(%1$s) as distance '
         'from rag_data.embeddings_m%2$s_p%3$s as e '
         'where e.tenant_id = $2%4$s '
-        'order by e.embedding::halfvec(%1$s) <=> $1::halfvec(%1$s) limit greatest(100, 2 * $3)) '
+        'order by e.embedding::halfvec(%1$s) <=> $1::halfvec(%1$s) limit $7) '
         'select n.chunk_id, 1 - n.distance from nearest as n order by n.distance + 0, n.chunk_id '
         'limit $3',
         vector_dims(_nearest.query), _nearest.model_id, _nearest.partition_id, v_conditions
     )
     using _nearest.query, _nearest.tenant_id, _nearest.depth, _nearest.collection_id,
-        _nearest.filter, _nearest.must;
+        _nearest.filter, _nearest.must, v_rows;
 end
 $$;
 
@@ -434,7 +454,7 @@ begin
         into v_chunks, v_similarities
         from rag._compare_within(
             _semantic_leg.tenant_id, _semantic_leg.partition_id, _semantic_leg.model_id,
-            _semantic_leg.query, _semantic_leg.within, _semantic_leg.depth
+            _semantic_leg.query, _semantic_leg.within, _semantic_leg.filter, _semantic_leg.depth
         ) as c;
     else
         select
@@ -453,7 +473,7 @@ begin
         select c.chunk_id, c.similarity into v_seed
         from rag._compare_within(
             _semantic_leg.tenant_id, _semantic_leg.partition_id, _semantic_leg.model_id,
-            _semantic_leg.query, _semantic_leg.seeds, 1
+            _semantic_leg.query, _semantic_leg.seeds, null, 1
         ) as c;
         if v_seed.similarity > v_similarities[cardinality(v_similarities)]
             and not v_seed.chunk_id = any(v_chunks)
@@ -478,7 +498,7 @@ begin
                 _semantic_leg.tenant_id, _semantic_leg.partition_id, _semantic_leg.model_id,
                 _semantic_leg.query,
                 array(select distinct u.chunk_id from unnest(v_chunks) as u (chunk_id)),
-                _semantic_leg.depth
+                null, _semantic_leg.depth
             ) as c;
         end if;
         -- An index scan may end before it has found enough. Then all are compared, so that a

@@ -1,9 +1,10 @@
 -- rag.search: both legs, fused, then the passages.
 --
--- Two steps on purpose. rag._candidates finds ids and scores with the owner's rights (under a
--- policy no GIN index can be used) and takes the tenant from the verified context only.
--- rag._passages then reads the text with the caller's rights, under row-level security: were a
--- predicate forgotten in the first step, no foreign text would come out of the second.
+-- Two steps on purpose. rag._candidates finds ids and scores, rag._texts their passages, both with
+-- the owner's rights (under a policy no GIN index can be used) and with the tenant of the verified
+-- context only. rag._passages then reads the documents that they are of with the caller's rights,
+-- under row-level security: were a predicate forgotten in the first step, no foreign text would
+-- come out of the second, because its document is not seen.
 
 create or replace function rag._search_depth(
     k int, mode text, lexical_weight real, fusion text, max_per_document int
@@ -114,6 +115,8 @@ create or replace function rag._legs(
     must tsquery,
     depth int,
     within bigint[],
+    facets text[],
+    share double precision,
     out lexical_chunks bigint[],
     out lexical_scores double precision[],
     out lexical_standards double precision[],
@@ -147,10 +150,11 @@ begin
             array_agg(l.standard order by l.score desc, l.chunk_id)
         into lexical_chunks, lexical_scores, lexical_standards
         from rag._lexical_leg(
-            _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id,
-            case when v_has_lexical or _legs.kind = 'words' then _legs.filter end,
+            _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id, _legs.filter,
             case when v_has_lexical then _legs.depth else rag._feedback_depth() end,
-            case when v_has_lexical or _legs.kind = 'words' then _legs.within end
+            -- With facets GIN knows who is within, and who of them has a word of the query.
+            case when coalesce(_legs.facets, '{}') = '{}' then _legs.within end,
+            _legs.facets, _legs.share
         ) as l;
         if rag._is_traced() then
             perform rag._note('lexical leg', jsonb_build_object(
@@ -198,7 +202,8 @@ end
 $$;
 
 comment on function rag._legs(
-    int, int, int, text, jsonpath, text, int, text, halfvec, tsquery, int, bigint[]
+    int, int, int, text, jsonpath, text, int, text, halfvec, tsquery, int, bigint[], text[],
+    double precision
 ) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
 
 create or replace function rag._limit_per_document(
@@ -210,32 +215,89 @@ create or replace function rag._limit_per_document(
     parallel restricted
     security invoker
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
     set jit = off
 as $$
-#variable_conflict use_column
+declare
+    v_places int[];
 begin
-    return array(
-        select n.place
-        from (
-            select
-                g.place,
-                row_number() over (partition by c.document_id order by g.place) as nth
-            from unnest(_limit_per_document.chunks) with ordinality as g (chunk_id, place)
-            join rag.chunks as c
-                on c.partition_id = _limit_per_document.partition_id
-                and c.tenant_id = _limit_per_document.tenant_id
-                and c.chunk_id = g.chunk_id
-        ) as n
-        where n.nth <= _limit_per_document.max_per_document
-        order by n.place
-        limit _limit_per_document.k
-    );
+    -- The partition by its name: through rag.chunks twice as many locks are taken.
+    execute format(
+        'select array(select n.place from ('
+        'select g.place, row_number() over (partition by c.document_id order by g.place) as nth '
+        'from unnest($2) with ordinality as g (chunk_id, place) '
+        'join rag_data.chunks_p%s as c on c.tenant_id = $1 and c.chunk_id = g.chunk_id) as n '
+        'where n.nth <= $3 order by n.place limit $4)',
+        _limit_per_document.partition_id
+    )
+    into v_places
+    using _limit_per_document.tenant_id, _limit_per_document.chunks,
+        _limit_per_document.max_per_document, _limit_per_document.k;
+    return v_places;
 end
 $$;
 
 comment on function rag._limit_per_document(int, int, bigint[], int, int) is
     'The places in a list of the first k chunks, not more than so many of one document.';
+
+create or replace function rag._is_dedicated(tenant_id int)
+    returns boolean
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
+as $$
+begin
+    return (
+        select t.hnsw_models <> '{}'
+        from rag.tenants as t
+        where t.tenant_id = _is_dedicated.tenant_id
+    );
+end
+$$;
+
+comment on function rag._is_dedicated(int) is
+    'Whether the tenant has a partition of his own, with an HNSW index.';
+
+create or replace function rag._search_model(tenant_id int, partition_id int, name text)
+    returns rag.models
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set jit = off
+as $$
+declare
+    v_active rag.models := rag._active_model(_search_model.tenant_id);
+    v_model rag.models;
+    v_is_there boolean;
+begin
+    if _search_model.name is null or _search_model.name = v_active.name then
+        return v_active;
+    end if;
+    v_model := rag._model(_search_model.name);
+    execute format(
+        'select exists (select from rag_data.embeddings_m%s_p%s as e where e.tenant_id = $1)',
+        v_model.model_id, _search_model.partition_id
+    )
+    into v_is_there using _search_model.tenant_id;
+    if not v_is_there then
+        raise exception 'no passage has an embedding of model "%"', _search_model.name using
+            errcode = 'RG005',
+            detail = format('The active model is %s.', coalesce(v_active.name, 'none')),
+            hint = 'Embed the query with the model that is active, or wait until the passages '
+            'are embedded by the other: select * from rag.progress().';
+    end if;
+    return v_model;
+end
+$$;
+
+comment on function rag._search_model(int, int, text) is
+    'The model whose embeddings a search compares: the tenant''s active one, or the one named if '
+    'his passages have embeddings of it.';
 
 create or replace function rag._candidates(
     query text,
@@ -248,6 +310,7 @@ create or replace function rag._candidates(
     min_score real,
     fusion text,
     max_per_document int,
+    model text,
     out chunk_ids bigint[],
     out scores double precision[],
     out lexical_ranks int[],
@@ -281,7 +344,9 @@ declare
     v_embedded record;
     v_vector halfvec;
     v_must tsquery;
-    v_within bigint[];
+    v_is_dedicated boolean;
+    v_facets text[];
+    v_within record;
     v_weight double precision;
     v_fusion text;
     v_legs record;
@@ -300,7 +365,9 @@ begin
     );
     query_embedding := 'none';
     if _candidates.mode <> 'lexical' then
-        v_model := rag._active_model(v_context.tenant_id);
+        v_model := rag._search_model(
+            v_context.tenant_id, v_context.partition_id, _candidates.model
+        );
         v_embedded := rag._query_embedding(
             v_context.tenant_id, v_model, _candidates.query, _candidates.embedding
         );
@@ -314,10 +381,19 @@ begin
             rag._query_terms(v_context.tenant_id, v_collection.collection_id, _candidates.query)
         ).must;
     end if;
-    v_within := rag._within(
-        v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter, v_must,
-        v_depth
+    v_is_dedicated := rag._is_dedicated(v_context.tenant_id);
+    v_facets := rag._search_facets(
+        v_context.tenant_id, v_collection.collection_id, _candidates.filter, v_is_dedicated
     );
+    if v_is_dedicated then
+        v_within := rag._within(
+            v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter,
+            v_facets, v_must, v_depth, _candidates.mode = 'lexical'
+        );
+    else
+        -- In a shared partition all of a tenant's chunks are few.
+        select 1::double precision as share, null::bigint[] as chunks into v_within;
+    end if;
     if _candidates.mode = 'semantic' and query_embedding = 'none' then
         raise exception 'mode semantic needs the embedding of the query' using
             errcode = 'RG006',
@@ -346,7 +422,7 @@ begin
         v_legs := rag._legs(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
             _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
-            v_vector, v_must, v_depth, v_within
+            v_vector, v_must, v_depth, v_within.chunks, v_facets, v_within.share
         );
         v_fused := rag._fuse(
             v_context.tenant_id, v_context.partition_id, v_model.model_id,
@@ -398,8 +474,51 @@ end
 $$;
 
 comment on function rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text, int
+    text, int, text, jsonb, vector, text, real, real, text, int, text
 ) is 'The best chunks of the caller''s tenant by id, without their text; see rag.search.';
+
+create or replace function rag._texts(chunks bigint[], neighbours int)
+    returns table (
+        chunk_id bigint,
+        document_id bigint,
+        content text,
+        metadata jsonb,
+        heading_path text[],
+        ordinal int,
+        start_offset int,
+        end_offset int
+    )
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    rows 10
+    set search_path = pg_catalog, public, pg_temp
+    set jit = off
+as $$
+declare
+    v_context record := rag._context();
+    v_chunks constant text := format('rag_data.chunks_p%s', v_context.partition_id);
+begin
+    -- The partition by its name: through rag.chunks twice as many locks are taken.
+    return query execute format(
+        'select c.chunk_id, c.document_id, c.content, c.metadata, c.heading_path, c.ordinal, '
+        'w.start_offset, w.end_offset from %1$s as c '
+        'cross join lateral ('
+        'select c.start_offset, c.end_offset where $3 = 0 union all '
+        'select min(x.start_offset), max(x.end_offset) from %1$s as x '
+        'where $3 > 0 and x.tenant_id = $1 and x.document_id = c.document_id '
+        'and x.ordinal between c.ordinal - $3 and c.ordinal + $3 having $3 > 0) as w '
+        'where c.tenant_id = $1 and c.chunk_id = any($2)',
+        v_chunks
+    )
+    using v_context.tenant_id, _texts.chunks, _texts.neighbours;
+end
+$$;
+
+comment on function rag._texts(bigint[], int) is
+    'Chunks of the caller''s tenant; with neighbours the offsets are those of the text from so '
+    'many chunks before each to so many behind it.';
 
 create or replace function rag._passages(
     query text,
@@ -412,7 +531,8 @@ create or replace function rag._passages(
     min_score real,
     fusion text,
     max_per_document int,
-    neighbours int
+    neighbours int,
+    model text
 )
     returns table (
         rank int,
@@ -440,7 +560,10 @@ create or replace function rag._passages(
     security invoker
     rows 10
     set search_path = pg_catalog, public, pg_temp
-    set plan_cache_mode = force_custom_plan
+    -- One plan for a session: planning is most of the work, and opens every index. By index
+    -- whatever size the tables had when it was made.
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
     set jit = off
 as $$
 #variable_conflict use_column
@@ -458,7 +581,7 @@ begin
     v_found := rag._candidates(
         _passages.query, _passages.k, _passages.collection, _passages.filter,
         _passages.embedding, _passages.mode, _passages.lexical_weight, _passages.min_score,
-        _passages.fusion, _passages.max_per_document
+        _passages.fusion, _passages.max_per_document, _passages.model
     );
     return query
     select
@@ -469,51 +592,44 @@ begin
         d.uri,
         d.title,
         -- By offsets: chunks overlap, and between them may be what is in none.
-        coalesce(
-            substr(d.content, w.start_offset + 1, w.end_offset - w.start_offset), c.content
-        ),
+        case
+            when _passages.neighbours = 0 then c.content
+            else substr(d.content, c.start_offset + 1, c.end_offset - c.start_offset)
+        end,
         c.metadata,
         h.lexical_rank,
         h.lexical_score,
         h.semantic_rank,
         h.similarity,
         v_found.query_embedding,
-        n.name,
+        d.collection,
         c.heading_path,
         c.ordinal,
-        coalesce(w.start_offset, c.start_offset),
-        coalesce(w.end_offset, c.end_offset)
+        c.start_offset,
+        c.end_offset
     from unnest(
         v_found.chunk_ids, v_found.scores, v_found.lexical_ranks, v_found.lexical_scores,
         v_found.semantic_ranks, v_found.similarities
     ) with ordinality as h (
         chunk_id, score, lexical_rank, lexical_score, semantic_rank, similarity, rank
     )
-    join rag.chunks as c
-        on c.partition_id = v_context.partition_id
-        and c.tenant_id = v_context.tenant_id
-        and c.chunk_id = h.chunk_id
-    join rag.documents as d
-        on d.tenant_id = v_context.tenant_id and d.document_id = c.document_id
-    join rag.collections as n
-        on n.tenant_id = v_context.tenant_id and n.collection_id = c.collection_id
-    left join lateral (
-        select min(x.start_offset) as start_offset, max(x.end_offset) as end_offset
-        from rag.chunks as x
-        where
-            x.partition_id = v_context.partition_id
-            and x.tenant_id = v_context.tenant_id
-            and x.document_id = c.document_id
-            and x.ordinal between c.ordinal - _passages.neighbours
-                and c.ordinal + _passages.neighbours
-    ) as w on _passages.neighbours > 0
+    join rag._texts(v_found.chunk_ids, _passages.neighbours) as c on c.chunk_id = h.chunk_id
+    cross join lateral (
+        select x.uri, x.title, x.content, n.name as collection
+        from rag.documents as x
+        join rag.collections as n
+            on n.tenant_id = v_context.tenant_id and n.collection_id = x.collection_id
+        where x.tenant_id = v_context.tenant_id and x.document_id = c.document_id
+        offset 0
+    ) as d
     order by h.rank;
 end
 $$;
 
 comment on function rag._passages(
-    text, int, text, jsonb, vector, text, real, real, text, int, int
-) is 'The best chunks with their text, which is read with the caller''s rights; see rag.search.';
+    text, int, text, jsonb, vector, text, real, real, text, int, int, text
+) is 'The best chunks with their documents, which are read with the caller''s rights; see '
+    'rag.search.';
 
 create or replace function rag.search(
     query text,
@@ -526,7 +642,8 @@ create or replace function rag.search(
     min_score real default null,
     fusion text default null,
     max_per_document int default null,
-    neighbours int default 0
+    neighbours int default 0,
+    model text default null
 )
     returns table (
         rank int,
@@ -559,7 +676,8 @@ as $$
 #variable_conflict use_column
 begin
     -- By numbers, because the statement is printed in the context of every error.
-    return query select p.* from rag._passages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) as p;
+    return query
+    select p.* from rag._passages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) as p;
     if search.embedding is null and search.mode <> 'lexical' then
         perform rag.prepare_query(search.query);
     end if;
@@ -567,7 +685,7 @@ end
 $$;
 
 comment on function rag.search(
-    text, int, text, jsonb, vector, text, real, real, text, int, int
+    text, int, text, jsonb, vector, text, real, real, text, int, int, text
 ) is
     'The k passages of the caller''s tenant that answer the query best, best first. '
     'query_embedding says what the semantic leg had: given (the caller''s vector), cached (the '

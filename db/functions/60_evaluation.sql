@@ -284,6 +284,46 @@ comment on function rag.evaluate(text, int, text, real, text, boolean, text) is
     'Search every judged question of a set and keep the run: mean nDCG@k, recall@k, MRR over '
     'documents, and the median time of a search.';
 
+create or replace function rag._check_runs(tenant_id int, before int, after int)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_run int;
+    v_sets text[];
+begin
+    foreach v_run in array array[_check_runs.before, _check_runs.after] loop
+        v_sets := v_sets || (
+            select s.name
+            from rag.eval_runs as r
+            join rag.eval_sets as s
+                on s.tenant_id = r.tenant_id and s.eval_set_id = r.eval_set_id
+            where r.tenant_id = _check_runs.tenant_id and r.run_id = v_run
+        );
+        if v_sets[cardinality(v_sets)] is null then
+            raise exception 'run % does not exist', coalesce(v_run::text, 'null') using
+                errcode = 'no_data_found',
+                detail = format('Tenant %L has no run of that number.', rag.current_tenant()),
+                hint = 'rag.evaluate returns it; select run_id, label from rag.eval_runs.';
+        end if;
+    end loop;
+    if v_sets[1] <> v_sets[2] then
+        raise exception 'runs % and % are of different sets',
+            _check_runs.before, _check_runs.after using
+            errcode = 'invalid_parameter_value',
+            detail = format('One is of %L, the other of %L.', v_sets[1], v_sets[2]),
+            hint = 'Only what was asked the same questions can be compared.';
+    end if;
+end
+$$;
+
+comment on function rag._check_runs(int, int, int) is
+    'That two runs are the tenant''s and of one evaluation set, or the error.';
+
 create or replace function rag.compare_runs(before int, after int)
     returns table (
         query_id text,
@@ -302,6 +342,7 @@ as $$
 declare
     v_tenant int := (select c.tenant_id from rag._context() as c);
 begin
+    perform rag._check_runs(v_tenant, compare_runs.before, compare_runs.after);
     return query
     select q.query_id, q.query, b.ndcg, a.ndcg, a.ndcg - b.ndcg
     from rag.eval_results as b
@@ -389,6 +430,7 @@ declare
     v_differences double precision[];
     v_hashes bigint[];
 begin
+    perform rag._check_runs(v_tenant, compare_means.before, compare_means.after);
     select
         array_agg(c.difference order by c.query_id),
         array_agg(hashtextextended(c.query_id, 0) order by c.query_id)

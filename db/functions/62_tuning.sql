@@ -395,7 +395,7 @@ begin
                 v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
                 v_question.query, null, 'hybrid', v_model.model_id, v_embedded.kind,
                 v_embedded.embedding, v_must,
-                rag._search_depth(50, 'hybrid', null, null, null), null
+                rag._search_depth(50, 'hybrid', null, null, null), null, null, 1
             );
             v_values := v_values || rag._candidate_scores(
                 v_context.tenant_id, v_context.partition_id, v_model.model_id, to_jsonb(v_legs),

@@ -121,7 +121,7 @@ select set_eq(
         'activate_model', 'active_model', 'add_model', 'alter_model', 'drop_model',
         'estimate_model', 'list_limits', 'list_models', 'rollback_model', 'truncations',
         -- search and health
-        '_candidates', 'document_state', 'explain', 'progress', 'status', 'wait_for',
+        '_candidates', '_texts', 'document_state', 'explain', 'progress', 'status', 'wait_for',
         -- evaluation
         'add_judgements', 'compare_means', 'compare_runs', 'drop_eval_set', 'evaluate', 'tune',
         -- query vectors
@@ -131,9 +131,10 @@ select set_eq(
     'the functions that run with the owner''s rights are these'
 );
 
--- Private is what nobody may call. Ten are granted all the same: row-level security asks
--- _policy_tenant as the caller, rag.search calls _passages, _context and _candidates as the caller,
--- and procedures, which have no rights of their own, the steps of a move and of maintenance.
+-- Private is what nobody may call. Eleven are granted all the same: row-level security asks
+-- _policy_tenant as the caller, rag.search calls _passages, _context, _candidates and _texts as
+-- the caller, and procedures, which have no rights of their own, the steps of a move and of
+-- maintenance.
 select set_eq(
     $$
         select distinct f.name::text
@@ -142,10 +143,10 @@ select set_eq(
         where f.name like '\_%' and a.grantee <> f.owner
     $$,
     array[
-        '_policy_tenant', '_context', '_candidates', '_passages', '_begin_move', '_move_on',
-        '_move', '_pool', '_begin_maintenance', '_maintain'
+        '_policy_tenant', '_context', '_candidates', '_texts', '_passages', '_begin_move',
+        '_move_on', '_move', '_pool', '_begin_maintenance', '_maintain'
     ],
-    'no role may execute a private function, but for ten'
+    'no role may execute a private function, but for eleven'
 );
 select is_empty(
     $$

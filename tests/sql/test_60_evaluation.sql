@@ -122,10 +122,11 @@ begin
 end
 $$;
 create temporary table other_run as select * from rag.evaluate('orchard', mode => 'lexical');
-select is_empty(
+select throws_ok(
     format(
         'select from %s((select run_id from first_run), (select run_id from other_run))', w.name
     ),
+    '22023', null,
     'runs of two sets are not compared by ' || w.name
 )
 from (values ('rag.compare_runs'), ('rag.compare_means')) as w (name);
@@ -171,9 +172,9 @@ $$;
 select throws_ok(
     'select * from rag.evaluate(''garden'')', 'P0002', null, 'another tenant has no such set'
 );
-select is_empty(
+select throws_ok(
     'select from rag.compare_runs((select run_id from first_run), (select run_id from second_run))',
-    'nor such runs'
+    'P0002', null, 'nor such runs'
 );
 select throws_ok(
     format('select rag.add_judgements(''x'', %L)', w.judgements), w.code, null, w.sentence
