@@ -15,7 +15,7 @@ export PG
 venv := .venv
 python := $(venv)/bin/python
 ready := $(venv)/.ready
-pins := requirements.txt $(filter-out requirements/peers.txt,$(wildcard requirements/*.txt))
+pins := requirements.txt $(filter-out requirements/peers.txt requirements/chroma.txt,$(wildcard requirements/*.txt))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export npm_config_cache := $(CURDIR)/.ragdb/npm
@@ -82,6 +82,16 @@ test-large: $(ready) ## What takes long: a document of 50 MB, a tenant of 50,000
 .PHONY: test-crash
 test-crash: $(ready) ## Kill embedders and the server at 200 random moments (RAGDB_TEST_MOMENTS, RAGDB_TEST_SEED)
 	@unset DATABASE_URL; RAGDB_TEST_MOMENTS=$${RAGDB_TEST_MOMENTS:-200} $(python) -m pytest tests/test_crash_matrix.py -s $(ARGS)
+
+# An environment of its own, as for bench-peers; without chromadb these tests of the everyday suite skip.
+.PHONY: test-chroma
+test-chroma: $(ready) ## The move from a real Chroma with 10,000 records (RAGDB_TEST_RECORDS)
+	@[ -e .ragdb/chroma/.ready ] || { \
+		"$(PYTHON)" -m venv .ragdb/chroma && \
+		.ragdb/chroma/bin/python -m pip install --quiet -r requirements/chroma.txt && \
+		ls -d "$(CURDIR)"/$(venv)/lib/python3.*/site-packages > $$(ls -d .ragdb/chroma/lib/python3.*/site-packages)/ragdb.pth && \
+		touch .ragdb/chroma/.ready; } >&2
+	@unset DATABASE_URL; RAGDB_TEST_RECORDS=$${RAGDB_TEST_RECORDS:-10000} .ragdb/chroma/bin/python -m pytest tests/test_chroma.py $(ARGS)
 
 .PHONY: test-attacks
 test-attacks: $(ready) ## Attack isolation: 20,000 random attempts, 10,000 requests through pgbouncer (RAGDB_TEST_SEED)

@@ -14,6 +14,7 @@ MODULES: Final = {
     "wait": "embedder.progress",
     "config": "embedder.config",
     "ingest": "embedder.ingest",
+    "sync": "embedder.sync",
     "export": "embedder.exports",
     "import": "embedder.imports",
     "maintain": "embedder.maintenance",

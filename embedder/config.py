@@ -17,6 +17,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedder.errors import SettingsError
+from embedder.readers import Limits
 
 if TYPE_CHECKING:
     import argparse
@@ -77,6 +78,7 @@ class Settings:
     log: Literal["human", "json"]
     offline: bool
     word_vector_texts: int
+    files: Limits
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -105,7 +107,24 @@ class Settings:
             log=cast("Literal['human', 'json']", _choice(given, "RAGDB_LOG", "human", "json")),
             offline=_choice(given, "HF_HUB_OFFLINE", "0", "1") == "1",
             word_vector_texts=_whole(given, "RAGDB_WORD_VECTOR_TEXTS", 16_000, 0, 1_000_000),
+            files=file_limits(given),
         )
+
+
+def file_limits(environment: Mapping[str, str] | None = None) -> Limits:
+    """What reading a file may cost, as `environment` has it; raises SettingsError."""
+    given = os.environ if environment is None else environment
+    return Limits(
+        file_bytes=_whole(given, "RAGDB_FILE_MB", 50, 1, 50) * 1_000_000,
+        seconds=_seconds(given, "RAGDB_FILE_SECONDS", 60.0, 0.5, 3600),
+        # Below that the libraries themselves do not fit.
+        memory_bytes=_whole(given, "RAGDB_FILE_MEMORY_MB", 1000, 400, 100_000) * 1_000_000,
+        extractor=_extractor(given),
+        extracted=tuple(
+            f".{name.lstrip('.')}"
+            for name in given.get("RAGDB_EXTRACTOR_FORMATS", "").lower().replace(",", " ").split()
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +195,29 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         "RAGDB_WORD_VECTOR_TEXTS",
         "texts that word vectors are learned from; 0: do not learn them",
         lambda s: str(s.word_vector_texts),
+    ),
+    Variable(
+        "RAGDB_FILE_MB",
+        "the largest file that is read, 1 to 50 MB",
+        lambda s: f"{s.files.file_bytes / 1_000_000:g}",
+    ),
+    Variable(
+        "RAGDB_FILE_SECONDS", "the longest time for one file", lambda s: f"{s.files.seconds:g}"
+    ),
+    Variable(
+        "RAGDB_FILE_MEMORY_MB",
+        "address space of a process that reads files (Linux)",
+        lambda s: f"{s.files.memory_bytes / 1_000_000:g}",
+    ),
+    Variable(
+        "RAGDB_EXTRACTOR",
+        "who reads scans and other formats: tika+http://host:9998 or docling+http://host:5001",
+        lambda s: s.files.extractor,
+    ),
+    Variable(
+        "RAGDB_EXTRACTOR_FORMATS",
+        "endings that always go there, such as pdf docx; default: only what is not read here",
+        lambda s: " ".join(ending.lstrip(".") for ending in s.files.extracted),
     ),
     Variable("RAGDB_LOG", "human or json", lambda s: s.log),
     Variable(
@@ -320,6 +362,16 @@ def _key(given: Mapping[str, str]) -> Secret:
     if not re.fullmatch(r"[\x21-\x7e]*", value):
         raise SettingsError("RAGDB_API_KEY must be ASCII without spaces (not shown here)")
     return Secret(value)
+
+
+def _extractor(given: Mapping[str, str]) -> str:
+    value = given.get("RAGDB_EXTRACTOR", "").strip()
+    if value and not re.fullmatch(r"(tika|docling)\+https?://[^\s/@]+(/\S*)?", value):
+        raise SettingsError(
+            "RAGDB_EXTRACTOR must be tika+http://host:9998 or docling+http://host:5001, "
+            + ("(not shown here: it may hold a password)" if "@" in value else f"not {value!r}")
+        )
+    return value
 
 
 def _device(given: Mapping[str, str]) -> str:

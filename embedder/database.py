@@ -137,13 +137,15 @@ def backoff(first: float = FIRST_BACKOFF, last: float = LAST_BACKOFF) -> Generat
 class Session:
     """A connection for work that reconnects by itself and repeats what was not answered.
 
-    Not for concurrent use. A statement must be fit to be said twice.
+    Not for concurrent use. A statement must be fit to be said twice. A quiet one leaves it to
+    another session of the process to tell that the database is away.
     """
 
-    def __init__(self, url: str, stop: Stop, *, name: str) -> None:
+    def __init__(self, url: str, stop: Stop, *, name: str, quiet: bool = False) -> None:
         self._url = url
         self._stop = stop
         self._name = name
+        self._level = logging.DEBUG if quiet else logging.WARNING
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self.reconnects = 0
         # Why the statement under way is not answered, for whoever asks from another thread.
@@ -210,7 +212,8 @@ class Session:
                 why = reason(error)
             else:
                 if since is not None:
-                    LOG.info(
+                    LOG.log(
+                        min(self._level, logging.INFO),
                         "the database answers again",
                         extra=fields(seconds=time.monotonic() - since),
                     )
@@ -219,7 +222,11 @@ class Session:
             self.trouble = why
             if since is None:
                 since = time.monotonic()
-                LOG.warning("the database does not answer, trying again", extra=fields(reason=why))
+                LOG.log(
+                    self._level,
+                    "the database does not answer, trying again",
+                    extra=fields(reason=why),
+                )
             self._stop.pause(next(waits))
             if self._stop.requested:
                 raise StoppedError

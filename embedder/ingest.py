@@ -7,13 +7,12 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from signal import SIG_IGN, SIGINT, signal
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -24,9 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from embedder import terminal
-from embedder.config import cores
-from embedder.documents import FORMATS, Document, UnreadableError, read_document
+from embedder.config import cores, file_limits
 from embedder.errors import RagdbError
+from embedder.readers import FORMATS, Document, Limits, UnreadableError
+from embedder.readers.languages import CONFIGURATIONS
+from embedder.readers.process import ReaderProcess
+from embedder.terminal import count
 
 if TYPE_CHECKING:
     from embedder.commands import Subparsers
@@ -35,24 +37,18 @@ BATCH_DOCUMENTS: Final = 100
 BATCH_BYTES: Final = 4_000_000
 
 _SKIPPED_FOLDERS: Final = frozenset(("node_modules", "__pycache__", "venv"))
-# Below this the start of reading processes (0.5 s each) takes as long as what they save.
-_PARALLEL_FILES: Final = 100
-
-# Text search configurations of Postgres by the language that a file states.
-_LANGUAGES: Final[Mapping[str, str]] = {
-    "ar": "arabic", "ca": "catalan", "da": "danish", "de": "german", "el": "greek",
-    "en": "english", "es": "spanish", "eu": "basque", "fi": "finnish", "fr": "french",
-    "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian",
-    "it": "italian", "lt": "lithuanian", "nb": "norwegian", "ne": "nepali", "nl": "dutch",
-    "nn": "norwegian", "no": "norwegian", "pt": "portuguese", "ro": "romanian",
-    "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
-    "yi": "yiddish",
-}  # fmt: skip
+# Below this the start of reading processes (0.2 s each) takes as long as what they save.
+_PARALLEL_FILES: Final = 20
+# An idle embedder begins with what was put well within that time.
+PATIENCE_SECONDS: float = 2.0
+# Without a terminal a line that often.
+_LINE_SECONDS: Final = 5.0
 
 _PUT_MANY: Final = """
     select p.uri, p.chunks, p.status
     from rag.put_many(%(documents)s, %(collection)s, language => %(language)s) as p
 """
+_NOTE_RUN: Final = "select rag.note_run(%s, %s, %s)"
 _COLLECTION: Final = "select c.language from rag.collections as c where c.name = %s"
 _CREATE_COLLECTION: Final = "select rag.create_collection(%s, language => coalesce(%s, 'english'))"
 _IS_LANGUAGE: Final = "select %s::regconfig"
@@ -125,7 +121,14 @@ class SameNameError(RagdbError):
 # ------------------------------------------------------------------------------------------ finding
 
 
-def find(paths: Sequence[Path], name: str | None = None) -> tuple[list[Found], list[Skipped]]:
+def root_mark(path: Path) -> str:
+    """What tells the folders of one name apart, in the metadata as "root"."""
+    return hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:12]  # noqa: PTH100
+
+
+def find(
+    paths: Sequence[Path], name: str | None = None, endings: Collection[str] = FORMATS
+) -> tuple[list[Found], list[Skipped]]:
     """The files under paths in sorted order, and what is left out.
 
     A file's uri is its path from the parent of the path that was given: "docs/a/b.md" for docs,
@@ -138,11 +141,11 @@ def find(paths: Sequence[Path], name: str | None = None) -> tuple[list[Found], l
     for path in paths:
         root = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would rename links)
         top = name or root.name or "root"
-        mark = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+        mark = root_mark(path)
         if root.is_dir():
             for file in _walk(root, top, skipped):
                 relative = file.relative_to(root).as_posix()
-                _add(Found(file, f"{top}/{relative}", mark), found, skipped)
+                _add(Found(file, f"{top}/{relative}", mark), endings, found, skipped)
         else:
             # Named by itself, so it is read whatever its ending says.
             found.append(Found(root, name or root.name, mark))
@@ -179,9 +182,9 @@ def _is_shown(name: str) -> bool:
     return not name.startswith(".") and name not in _SKIPPED_FOLDERS
 
 
-def _add(one: Found, found: list[Found], skipped: list[Skipped]) -> None:
+def _add(one: Found, endings: Collection[str], found: list[Found], skipped: list[Skipped]) -> None:
     ending = one.path.suffix.lower()
-    if ending in FORMATS:
+    if ending in endings:
         found.append(one)
     else:
         kind = f"{ending} files are" if ending else "files without an ending are"
@@ -200,32 +203,27 @@ class Read:
     reason: str = ""
 
 
-def read(found: Found) -> Read:
-    """Read one file; never raises for what lies in the file."""
-    try:
-        found.uri.encode()
-    except UnicodeEncodeError:
-        return Read(found, None, "its name is not valid UTF-8")
-    try:
-        return Read(found, read_document(found.path, found.uri))
-    except UnreadableError as error:
-        return Read(found, None, str(error))
-    except Exception as error:  # noqa: BLE001 (a fault in a parser must not stop the other files)
-        return Read(found, None, f"the reader failed: {type(error).__name__}: {error}")
-
-
 def readers(files: int, wanted: int | None = None) -> int:
     """How many processes read so many files, unless somebody wants another number."""
     return wanted or (min(4, cores()) if files >= _PARALLEL_FILES else 1)
 
 
-def read_all(found: Sequence[Found], jobs: int) -> Iterator[Read]:
+def read_all(found: Sequence[Found], jobs: int, limits: Limits | None = None) -> Iterator[Read]:
     """Read files in their order, in so many processes, a few files ahead of the caller."""
-    if jobs == 1:
-        yield from map(read, found)
-        return
-    # spawn: this process has threads (the progress bar), and a fork would copy their locks.
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_ignore_interrupts)
+    processes = [ReaderProcess(limits) for _ in range(jobs)]
+    idle: SimpleQueue[ReaderProcess] = SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def read(one: Found) -> Read:
+        process = idle.get()
+        try:
+            return _read(process, one)
+        finally:
+            idle.put(process)
+
+    # Threads, that only wait for the processes.
+    pool = ThreadPoolExecutor(jobs)
     waiting: deque[Future[Read]] = deque()
     try:
         for one in found:
@@ -235,15 +233,28 @@ def read_all(found: Sequence[Found], jobs: int) -> Iterator[Read]:
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.close()
 
 
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches the whole group of processes; the parent ends its readers itself.
-    signal(SIGINT, SIG_IGN)
+def _read(process: ReaderProcess, found: Found) -> Read:
+    try:
+        found.uri.encode()
+    except UnicodeEncodeError:
+        return Read(found, None, "its name is not valid UTF-8")
+    try:
+        return Read(found, process.read_path(found.path, found.uri))
+    except UnreadableError as error:
+        return Read(found, None, str(error))
 
 
 # ------------------------------------------------------------------------------------------ putting
+
+
+def is_fatal(connection: terminal.Connection, error: psycopg.Error) -> bool:
+    """Does the fault lie with the server or with us, so that other documents fail as well?"""
+    return connection.closed or (error.sqlstate or "08").startswith(_FATAL_CLASSES)
 
 
 @dataclass
@@ -260,18 +271,27 @@ class _Batch:
 class Ingest:
     """Puts documents into one collection, whole batches at a time.
 
-    language is the text search configuration for all documents; None takes what a file states
-    (HTML's lang, front matter's), otherwise the collection's. Each batch is a transaction of its
-    own. A batch that the server refuses is put again one by one, so that only the document at
-    fault is left out.
+    language is the text search configuration for all documents; None takes the language that a
+    file states (HTML's lang, front matter's) or that is detected, otherwise the collection's.
+    With a run_id what is done is noted in that run. Each batch is a transaction of its own. A
+    batch that the server refuses is put again one by one, so that only the document at fault is
+    left out.
     """
 
     def __init__(
-        self, connection: terminal.Connection, collection: str, language: str | None = None
+        self,
+        connection: terminal.Connection,
+        collection: str,
+        language: str | None = None,
+        *,
+        limits: Limits | None = None,
+        run_id: int | None = None,
     ) -> None:
         self.connection = connection
         self.collection = collection
         self.language = language
+        self.limits = limits
+        self.run_id = run_id
         self.tally = Tally()
         self._batches: dict[str | None, _Batch] = {}
 
@@ -299,7 +319,7 @@ class Ingest:
 
     def run(self, found: Sequence[Found], jobs: int, step: Callable[[Tally], None]) -> None:
         """Read and put all; step is called after each file and each batch."""
-        for one in read_all(found, jobs):
+        for one in read_all(found, jobs, self.limits):
             self.tally.read += 1
             if one.document is None:
                 self.tally.skipped.append(Skipped(one.found.uri, one.reason))
@@ -312,7 +332,7 @@ class Ingest:
         self._batches.clear()
 
     def _add(self, found: Found, document: Document) -> None:
-        language = self.language or _LANGUAGES.get(str(document.metadata.get("lang", ""))[:2])
+        language = self.language or CONFIGURATIONS.get(str(document.metadata.get("lang", ""))[:2])
         batch = self._batches.setdefault(language, _Batch(language))
         batch.documents.append((found, document))
         batch.size += len(document.content)
@@ -336,7 +356,7 @@ class Ingest:
                 self.tally.skipped.append(Skipped(one[0].uri, f"refused: {reason}"))
 
     def _give_up_if_fatal(self, error: psycopg.Error) -> None:
-        if self.connection.closed or (error.sqlstate or "08").startswith(_FATAL_CLASSES):
+        if is_fatal(self.connection, error):
             raise error
 
     def _put_documents(
@@ -351,10 +371,14 @@ class Ingest:
             }
             for found, document in documents
         ]
-        rows = self.connection.execute(
-            _PUT_MANY,
-            {"documents": Jsonb(values), "collection": self.collection, "language": language},
-        ).fetchall()
+        with self.connection.transaction():
+            rows = self.connection.execute(
+                _PUT_MANY,
+                {"documents": Jsonb(values), "collection": self.collection, "language": language},
+            ).fetchall()
+            done = [{"uri": uri, "action": how} for uri, _, how in rows if how != "unchanged"]
+            if self.run_id is not None and done:
+                self.connection.execute(_NOTE_RUN, [self.run_id, Jsonb(done), self.collection])
         # Counted only once it is committed.
         for _, chunks, status in rows:
             self.tally.statuses[status] += 1
@@ -369,22 +393,28 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "ingest",
         help="put files and folders into a collection",
-        description="Put text, Markdown, reStructuredText and HTML files into a collection. "
-        "Unchanged files cost nothing, so the same command continues after an interruption.",
+        description="Put files (text, Markdown, reStructuredText, HTML, PDF, office documents, "
+        "e-mail, tables) into a collection. Unchanged files cost little, so the same command "
+        "continues after an interruption.",
     )
+    add_options(parser)
+    parser.set_defaults(func=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that ingest and sync have in common."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or folder")
     parser.add_argument("--collection", default="default", help="made if it is not there")
     parser.add_argument("--tenant", help="whose documents these are")
     parser.add_argument(
         "--language",
         help="text search configuration, such as english or spanish; default: what a file "
-        "states, otherwise the collection's (a new one is english)",
+        "states or is found to be, otherwise the collection's (a new one is english)",
     )
     parser.add_argument("--name", help="first part of the uris; default: the name of each PATH")
     parser.add_argument(
         "--jobs", type=_jobs, help="processes that read files; default: the cores, at most 4"
     )
-    parser.set_defaults(func=run)
 
 
 def _jobs(text: str) -> int:
@@ -393,37 +423,39 @@ def _jobs(text: str) -> int:
     return int(text)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Ingest: 0 when a document is in, 1 when none is or the server fails, 2 for wrong usage."""
+def look(arguments: argparse.Namespace, limits: Limits) -> tuple[list[Found], list[Skipped]] | None:
+    """The files that the arguments of a command name; None, and an error is shown, if none can."""
     paths: list[Path] = arguments.paths
-    console = terminal.news()
     for path in paths:
         if not os.path.lexists(path):
             terminal.show_error(RagdbError(f"there is no {path}"))
-            return 2
+            return None
     try:
-        found, skipped = find(paths, arguments.name)
+        return find(paths, arguments.name, limits.endings)
     except SameNameError as error:
         terminal.show_error(error)
+        return None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ingest: 0 when a document is in, 1 when none is or the server fails, 2 for wrong usage."""
+    limits = file_limits()
+    seen = look(arguments, limits)
+    if seen is None:
         return 2
+    found, skipped = seen
+    console = terminal.news()
     try:
         with terminal.connect("ingest", arguments.tenant) as connection:
-            ingest = Ingest(connection, arguments.collection, arguments.language)
+            ingest = Ingest(connection, arguments.collection, arguments.language, limits=limits)
             ingest.tally.skipped += skipped
-            if ingest.prepare():
-                console.print(f"Made the collection {arguments.collection}.")
-            for name, count in ingest.from_elsewhere(found).items():
-                console.print(
-                    f"Note: {count:,} documents named {name}/… came from another folder; those "
-                    "with the same path are replaced. --name keeps the two apart.",
-                    style="yellow",
-                )
+            prepare(ingest, found, console)
             try:
                 with show_progress(console, len(found)) as step:
                     ingest.run(found, readers(len(found), arguments.jobs), step)
             except KeyboardInterrupt:
                 ingest.tally.interrupted = True
-            _report(ingest)
+            report(ingest)
     except (psycopg.Error, RagdbError) as error:
         terminal.show_error(error)
         return 1
@@ -432,17 +464,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if ingest.tally.put else 1
 
 
+def prepare(ingest: Ingest, found: Iterable[Found], console: Console) -> None:
+    """Make the collection, and say which documents are from another folder of the same name."""
+    if ingest.prepare():
+        console.print(f"Made the collection {ingest.collection}.")
+    for name, number in ingest.from_elsewhere(found).items():
+        console.print(
+            f"Note: {count(number, 'document')} named {name}/… came from another folder; those "
+            "with the same path are replaced. --name keeps the two apart.",
+            style="yellow",
+        )
+
+
 @contextmanager
 def show_progress(console: Console, files: int) -> Generator[Callable[[Tally], None]]:
-    """A bar with files, chunks and rate; without a terminal a line for every tenth of the way."""
+    """A bar with files, chunks, rate and time left; without a terminal a line now and then."""
     if not console.is_terminal:
-        tenths = 0
+        told = time.monotonic()
 
         def tell(tally: Tally) -> None:
-            nonlocal tenths
-            if files and tally.read * 10 // files > tenths:
-                tenths = tally.read * 10 // files
-                console.print(f"{tally.read:,} of {files:,} files, {tally.chunks:,} chunks")
+            nonlocal told
+            if time.monotonic() - told >= _LINE_SECONDS:
+                told = time.monotonic()
+                rate = tally.read / max(tally.seconds, 0.001)
+                left = (files - tally.read) / max(rate, 0.001)
+                console.print(
+                    f"{tally.read:,} of {count(files, 'file')}, {count(tally.chunks, 'chunk')}, "
+                    f"{rate:.0f} files/s, {left:.0f} s left"
+                )
 
         yield tell
         return
@@ -462,7 +511,8 @@ def show_progress(console: Console, files: int) -> Generator[Callable[[Tally], N
         yield advance
 
 
-def _report(ingest: Ingest) -> None:
+def report(ingest: Ingest, more: str = "") -> None:
+    """What was done, what was left out, and what comes next; more is said behind the counts."""
     console = terminal.answers()
     tally = ingest.tally
     seconds = tally.seconds
@@ -474,13 +524,14 @@ def _report(ingest: Ingest) -> None:
         f"{tally.statuses[status]:,} {status}" for status in ("inserted", "updated", "unchanged")
     )
     console.print(
-        f"{counts}, {len(tally.skipped):,} skipped; {tally.chunks:,} chunks; {seconds:.1f} s "
-        f"({tally.put / max(seconds, 0.001):.0f} files/s); collection {ingest.collection} of "
-        f"tenant {tenant}."
+        f"{counts}, {len(tally.skipped):,} skipped{more}; {count(tally.chunks, 'chunk')}; "
+        f"{seconds:.1f} s ({tally.put / max(seconds, 0.001):.0f} files/s); collection "
+        f"{ingest.collection} of tenant {tenant}."
     )
     if tally.interrupted:
         console.print("Interrupted. What is counted is in; the same command does the rest.")
-    console.print(_next_step(ingest.connection))
+    changed = tally.statuses["inserted"] + tally.statuses["updated"]
+    console.print(_next_step(ingest.connection, PATIENCE_SECONDS if changed else 0))
 
 
 def skipped_table(skipped: Sequence[Skipped]) -> Table:
@@ -497,23 +548,24 @@ def skipped_table(skipped: Sequence[Skipped]) -> Table:
     return table
 
 
-def _next_step(connection: terminal.Connection) -> str:
-    """What is left to do, and who does it."""
+def _next_step(connection: terminal.Connection, patience: float) -> str:
+    """What is left to do, and who does it; so many seconds to see whether anybody is at it."""
     ask = "Ask: make search Q='…'"
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + patience
     first = 0
     while True:
         waiting, leased, failed = connection.execute(_PROGRESS).fetchone() or (0, 0, 0)
         if waiting + leased == 0:
             if failed:
-                return f"{failed:,} chunks could not be embedded; rag.failures() says why."
+                return f"{count(failed, 'chunk')} could not be embedded; rag.failures() says why."
             return f"All is embedded. {ask}"
         first = first or waiting
         if leased or waiting < first:
-            return f"The embedder is at work: {waiting + leased:,} chunks to go. {ask}"
-        if time.monotonic() > deadline:
+            return f"The embedder is at work: {count(waiting + leased, 'chunk')} to go. {ask}"
+        if time.monotonic() >= deadline:
+            wait = "waits for its embedding" if waiting == 1 else "wait for their embeddings"
             return (
-                f"{waiting:,} chunks wait for their embeddings and no embedder is at work: "
+                f"{count(waiting, 'chunk')} {wait} and no embedder is at work: "
                 "make embedder. Words are searchable already."
             )
         time.sleep(0.1)

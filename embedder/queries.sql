@@ -59,6 +59,35 @@ select rag.extend_lease(%(lease_token)s, %(lease)s)
 -- Seconds until the next job can be claimed, by the server's clock; null if there is none.
 select extract(epoch from rag.next_due(%(models)s::text[]) - clock_timestamp())::float8
 
+-- name: claim_uploads
+-- Lease an upload that is due.
+select
+    u.lease_token,
+    u.upload_id,
+    u.filename,
+    u.uri,
+    u.body,
+    u.attempts
+from rag.claim_uploads(%(worker)s, 1, %(lease)s) as u
+
+-- name: complete_upload
+-- Put the text of a file and finish its upload; its document, null if the lease was lost.
+select rag.complete_upload(
+    %(lease_token)s, %(content)s, %(title)s, %(metadata)s, %(language)s::text
+)
+
+-- name: fail_upload
+-- Put an upload back with its error, or fail it for good; false if the lease was lost.
+select rag.fail_upload(%(lease_token)s, %(error)s, %(permanent)s)
+
+-- name: release_upload
+-- Give an upload back, the attempt not counted; false if the lease was lost.
+select rag.release_upload(%(lease_token)s)
+
+-- name: extend_upload
+-- Heartbeat; false if the lease was lost.
+select rag.extend_upload(%(lease_token)s, %(lease)s)
+
 -- name: claim_queries
 -- Lease queries that wait for the exact embedding by this model.
 select

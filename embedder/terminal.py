@@ -104,6 +104,11 @@ def show_error(error: psycopg.Error | RagdbError) -> None:
             console.print(Text(f"  {part}"))
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 file, 2 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """The text without control characters other than tab and line feed."""
     return _CONTROLS.sub("", text)

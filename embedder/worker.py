@@ -35,6 +35,7 @@ from embedder.logs import fields
 from embedder.model_set import Load, ModelSet, Trouble
 from embedder.models import EmbeddingModel, ModelRow, token_batches
 from embedder.stop import SLICE_SECONDS, Stop
+from embedder.uploads import UploadLane
 
 if TYPE_CHECKING:
     import argparse
@@ -167,6 +168,7 @@ class Worker:
         self._vitals.database_trouble = lambda: self._session.trouble
         self._vitals.reconnects = lambda: self._session.reconnects
         self._listener = Listener(settings.listen_url, self.stop, name="ragdb listener")
+        self._uploads = UploadLane(settings, self._name)
         # The model computes in a thread of its own, so that this one can keep the lease alive and
         # hear a signal. It is a single thread: torch takes the cores it needs itself.
         self._computer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -190,6 +192,10 @@ class Worker:
             self._vitals.doing = "connecting to the database"
             self._session.open()
             self._begin()
+            if once:
+                self._uploads.drain(self.stop)
+            elif not self.stop.requested:
+                self._uploads.start()
             while not self.stop.requested and (jobs := self._next_jobs(once=once)):
                 self._work(jobs)
                 # A share of the time even under load: else whoever loads a million passages
@@ -200,6 +206,7 @@ class Worker:
         except StoppedError:
             LOG.warning("stopped while the database was away, leases run out by themselves")
         finally:
+            self._uploads.close()
             self._listener.close()
             self._session.close()
             self._computer.shutdown(wait=False, cancel_futures=True)
@@ -387,7 +394,8 @@ class Worker:
         return hoped_for
 
     def _look(self) -> list[Job]:
-        """Embed the queries that wait, then claim jobs."""
+        """Embed the queries that wait, then claim jobs; uploads have a lane of their own."""
+        self._uploads.wake()
         self._look_at_models()
         for name in self._models.to_try():
             self._use(name)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from db.server import ROOT
 from embedder import models
 from embedder.config import Settings
-from embedder.documents import UnreadableError, read_document
+from embedder.readers import UnreadableError, read_document
 
 DATA: Final = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 CACHE: Final = ROOT / "bench"

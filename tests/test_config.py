@@ -11,6 +11,7 @@ import pytest
 
 from embedder.config import VARIABLES, Secret, Settings, cores, redacted
 from embedder.errors import SettingsError
+from embedder.readers import Limits
 
 URL = "postgresql://worker:geheim@db.example:5432/ragdb"
 DOCUMENTATION = Path(__file__).resolve().parent.parent / "docs" / "embedder.md"
@@ -43,6 +44,11 @@ def test_everything_can_be_set() -> None:
             "RAGDB_HTTP_ADDRESS": "0.0.0.0",  # noqa: S104
             "RAGDB_THREADS": "3",
             "RAGDB_WORD_VECTOR_TEXTS": "500",
+            "RAGDB_FILE_MB": "20",
+            "RAGDB_FILE_SECONDS": "5",
+            "RAGDB_FILE_MEMORY_MB": "2000",
+            "RAGDB_EXTRACTOR": "tika+http://tika:9998",
+            "RAGDB_EXTRACTOR_FORMATS": "PDF, .docx",
             "RAGDB_LOG": "json",
             "HF_HUB_OFFLINE": "1",
         }
@@ -65,6 +71,7 @@ def test_everything_can_be_set() -> None:
         log="json",
         offline=True,
         word_vector_texts=500,
+        files=Limits(20_000_000, 5, 2_000_000_000, "tika+http://tika:9998", (".pdf", ".docx")),
     )
 
 
@@ -95,6 +102,10 @@ def test_empty_means_unset() -> None:
         ("RAGDB_HTTP_PORT", "65536"),
         ("RAGDB_THREADS", "0"),
         ("RAGDB_WORD_VECTOR_TEXTS", "-1"),
+        ("RAGDB_FILE_MB", "51"),
+        ("RAGDB_FILE_SECONDS", "0"),
+        ("RAGDB_FILE_MEMORY_MB", "100"),
+        ("RAGDB_EXTRACTOR", "http://tika:9998"),
         ("RAGDB_LOG", "xml"),
         ("HF_HUB_OFFLINE", "yes"),
     ],
@@ -110,6 +121,13 @@ def test_a_bad_value_is_refused_in_one_sentence_that_names_it(name: str, value: 
 def test_a_bad_key_is_refused_without_being_told() -> None:
     with pytest.raises(SettingsError, match=r"^RAGDB_API_KEY must be ") as refusal:
         Settings.from_environment({"DATABASE_URL": URL, "RAGDB_API_KEY": "sk-geheim two"})
+    assert "geheim" not in str(refusal.value)
+
+
+def test_a_password_in_the_extractors_url_is_refused_without_being_told() -> None:
+    given = {"DATABASE_URL": URL, "RAGDB_EXTRACTOR": "tika+http://user:geheim@tika"}
+    with pytest.raises(SettingsError, match=r"^RAGDB_EXTRACTOR must be ") as refusal:
+        Settings.from_environment(given)
     assert "geheim" not in str(refusal.value)
 
 

@@ -128,6 +128,9 @@ def world(databases: Databases, template: str) -> Iterator[World]:
         owner.execute("select rag.set_tenant('victim')")
         owner.execute("select rag.create_collection(%s)", [KNOWN["collection"]])
         owner.execute("select rag.create_collection(%s, language => 'german')", [f"c {CANARY}"])
+        # The first of the database: 1 is their id.
+        owner.execute("select rag.upload(%s, 'secret')", [f"{CANARY}.txt"])
+        owner.execute("select rag.begin_run('sync', %s)", [CANARY])
         [document] = owner.execute(
             "select rag.put(%s, %s, %s, %s, %s)",
             [
@@ -268,7 +271,7 @@ def hostile(world: World, kind: str, chance: random.Random) -> object:
     pools: dict[str, list[object]] = {
         "text": texts,
         "integer": [None, 0, 1, 10, 1000, -1, world.victim_id],
-        "bigint": [world.victim_document, world.victim_chunk, None, 0, -1, 2**62],
+        "bigint": [world.victim_document, world.victim_chunk, 1, None, 0, -1, 2**62],
         "bigint[]": [[world.victim_chunk], [world.victim_chunk, None, -1], [], None],
         "boolean": [True, False, None],
         "text[]": [[], ["author", "$file_name"], ["$other"], [None], ["victim"], None],
@@ -282,7 +285,9 @@ def hostile(world: World, kind: str, chance: random.Random) -> object:
             Jsonb([]),
             None,
         ],
+        "bytea": [b"text", b"", None],
         "vector": [vector(1), vector(2), None, "[1,2,3]"],
+        "vector[]": [[vector(1)], [], None],
     }
     assert kind in pools, f"an attack on functions does not know what to try for type {kind}"
     return chance.choice(pools[kind])
@@ -397,7 +402,7 @@ def test_tables_show_own_rows_only_whatever_the_setting(
             assert count == (0,), name
             if context not in ("own", "other"):
                 assert answer == Answer("00000", "[]"), name
-    assert readable == 11
+    assert readable == 14
 
 
 def test_partitions_and_what_is_not_granted_cannot_be_reached(

@@ -17,6 +17,7 @@ PROMPT = re.compile(r"^ragdb[=\-'(]# ")
 SESSIONS = (
     README,
     README.parent / "docs" / "search.md",
+    README.parent / "docs" / "files.md",
     README.parent / "docs" / "partitions.md",
     README.parent / "docs" / "maintenance.md",
     README.parent / "docs" / "tenants.md",

@@ -168,6 +168,15 @@ begin
     delete from rag.chunks as c where c.partition_id = v_partition and c.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'chunks', v_rows;
+    delete from rag.uploads as u where u.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'uploads', v_rows;
+    delete from rag.run_documents as r where r.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'run_documents', v_rows;
+    delete from rag.runs as r where r.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'runs', v_rows;
     delete from rag.documents as d where d.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'documents', v_rows;

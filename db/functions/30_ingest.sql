@@ -95,7 +95,8 @@ create or replace function rag._put_documents(
     chunk_size int,
     chunk_overlap int,
     language text,
-    priority smallint
+    priority smallint,
+    tenant_id int default null
 )
     returns table (uri text, document_id bigint, chunks int, status text)
     language plpgsql
@@ -108,7 +109,10 @@ create or replace function rag._put_documents(
 as $$
 #variable_conflict use_column
 declare
-    v_tenant int;
+    -- A worker that has read a file puts it for the tenant who handed it over.
+    v_tenant int := coalesce(
+        _put_documents.tenant_id, (select c.tenant_id from rag._context() as c)
+    );
     v_partition int;
     v_collection rag.collections;
     v_chunking jsonb;
@@ -119,10 +123,9 @@ declare
     v_retitled bigint[] := '{}';
     v_before bigint[];
 begin
-    select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
     perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
     perform rag._lock_tenant(v_tenant);
-    -- Again under the lock: a move between partitions waits for it.
+    -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     v_collection := rag._collection(v_tenant, _put_documents.collection);
     v_chunking := rag._check_chunking(
@@ -230,7 +233,7 @@ begin
     end if;
     if cardinality(v_edited) > 0 then
         update rag.chunks as c
-        set metadata = d.metadata
+        set metadata = rag._chunk_metadata(d.metadata, c.start_offset)
         from rag.documents as d
         where
             c.partition_id = v_partition
@@ -238,7 +241,7 @@ begin
             and c.document_id = any(v_edited)
             and d.tenant_id = v_tenant
             and d.document_id = c.document_id
-            and c.metadata is distinct from d.metadata;
+            and c.metadata is distinct from rag._chunk_metadata(d.metadata, c.start_offset);
     end if;
     if cardinality(v_rechunked) + cardinality(v_edited) > 0 then
         perform rag._index_metadata(v_tenant, v_partition, v_rechunked || v_edited);
@@ -282,7 +285,7 @@ end
 $$;
 
 comment on function rag._put_documents(
-    text, text[], text[], text[], jsonb[], text, int, int, text, smallint
+    text, text[], text[], text[], jsonb[], text, int, int, text, smallint, int
 ) is 'Insert or replace checked documents of distinct uris; a row for each, in their order.';
 
 create or replace function rag._replace_chunks(
@@ -310,7 +313,7 @@ begin
         select
             d.document_id,
             d.collection_id,
-            d.metadata,
+            rag._chunk_metadata(d.metadata, c.start_offset) as metadata,
             c.ordinal,
             c.content,
             c.start_offset,

@@ -111,6 +111,10 @@ select set_eq(
         'audit', 'resume_tenant', 'set_quota', 'suspend_tenant', 'usage',
         -- documents
         'alter_collection', 'create_collection', 'delete', 'put', 'put_many', 'reindex',
+        -- files and runs
+        'upload', 'retry_upload', 'delete_upload', 'upload_progress', 'claim_uploads',
+        'complete_upload', 'fail_upload', 'extend_upload', 'release_upload',
+        'begin_run', 'note_run', 'end_run', 'import_documents', 'rollback_run',
         -- reads no table; its parts are private
         'chunk',
         -- queue

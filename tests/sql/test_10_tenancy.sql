@@ -337,6 +337,10 @@ begin
     from rag.claim_queries('w', 'all-MiniLM-L6-v2') as q
     group by q.lease_token;
     perform rag.prepare_query('more tunnels');
+    perform rag.upload('plan.md', 'tunnels');
+    perform rag.note_run(
+        rag.begin_run('sync', '/folder'), '[{"uri": "four", "action": "inserted"}]', 'default'
+    );
     perform rag._begin_move('globex');
 end
 $$;

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from embedder import documents
-from embedder.documents import Document, UnreadableError, decode, read_document
+from embedder.readers import Document, Limits, UnreadableError, read_document
+from embedder.readers.encodings import decode
 
 Writes = Callable[[str, str | bytes], Path]
 Reads = Callable[[str, str | bytes], Document]
@@ -55,9 +55,12 @@ def test_metadata_says_where_a_document_is_from(write: Writes) -> None:
         "notes",
         {
             "source": "folder/notes.txt",
-            "format": "text",
-            "bytes": 10,
             "modified": "2023-11-14",
+            "name": "notes.txt",
+            "format": "text",
+            "mime": "text/plain",
+            "bytes": 10,
+            "sha256": "52632d276c9d111ee3dda6efa05249cc791a3844f863aca9b292125d5d2561be",
         },
     )
 
@@ -163,7 +166,7 @@ def test_lone_surrogates_are_refused(reason: Refuses) -> None:
 
 def test_a_large_file_is_refused_unread(write: Writes) -> None:
     path = write("large.txt", "")
-    os.truncate(path, documents.LIMIT_BYTES + 1)
+    os.truncate(path, Limits().file_bytes + 1)
     with pytest.raises(UnreadableError, match="50 MB; the limit is 50 MB"):
         read_document(path, "large.txt")
 

@@ -1,0 +1,1 @@
+"""The move from Chroma: backup, migrate, verify, rollback (`python -m embedder.chroma`)."""
