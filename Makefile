@@ -15,7 +15,7 @@ export PG
 venv := .venv
 python := $(venv)/bin/python
 ready := $(venv)/.ready
-pins := requirements.txt $(filter-out requirements/peers.txt requirements/chroma.txt,$(wildcard requirements/*.txt))
+pins := requirements.txt $(filter-out requirements/peers.txt requirements/chroma.txt requirements/splitters.txt,$(wildcard requirements/*.txt))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export npm_config_cache := $(CURDIR)/.ragdb/npm

@@ -7,6 +7,9 @@ select rag._secure_table('rag.tenant_grants', 'tenant_id');
 select rag._secure_table('rag.collections', 'tenant_id');
 select rag._secure_table('rag.collection_languages', 'tenant_id');
 select rag._secure_table('rag.documents', 'tenant_id');
+select rag._secure_table('rag.past_documents', 'tenant_id');
+select rag._secure_table('rag.past_chunks', 'tenant_id');
+select rag._secure_table('rag.past_embeddings', 'tenant_id');
 select rag._secure_table('rag.chunks', 'tenant_id');
 select rag._secure_table('rag.lexemes', 'tenant_id');
 select rag._secure_table('rag.embeddings', 'tenant_id');
@@ -46,6 +49,10 @@ begin
             'all-MiniLM-L6-v2', 384, 'sentence-transformers', is_active => true
         );
     end if;
+    -- What it reads at most, so that chunks by tokens are never longer.
+    update rag.models as m
+    set settings = m.settings || '{"max_tokens": 256}'
+    where m.name = 'all-MiniLM-L6-v2' and not m.settings ? 'max_tokens';
     -- As many as `python -m db.migrate --partitions` says, which is refused later on.
     v_partitions := rag._shared_partitions();
     if not exists (select from rag.partitions) then

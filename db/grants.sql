@@ -11,34 +11,56 @@ grant usage on schema rag to rag_admin, rag_app, rag_worker;
 grant select on
 rag.tenants, rag.collections, rag.documents, rag.chunks, rag.embeddings, rag.models,
 rag.uploads, rag.runs, rag.run_documents,
+rag.past_documents, rag.past_chunks,
 rag.eval_sets, rag.eval_queries, rag.judgements, rag.eval_runs, rag.eval_results
 to rag_app;
 grant execute on function
 rag._policy_tenant(),
 rag._context(),
 rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text, int, text
+    text, int, text, jsonb, vector, text, real, real, text, int, timestamptz, text
 ),
 rag._texts(bigint[], int),
 rag._passages(
-    text, int, text, jsonb, vector, text, real, real, text, int, int, text
+    text, int, text, jsonb, vector, text, real, real, text, int, int, timestamptz, text
+),
+rag._past_passages(
+    bigint[], double precision[], int[], double precision[], int[], double precision[], text, int,
+    timestamptz
 ),
 rag.set_tenant(text, boolean),
 rag.authenticate(text, boolean),
 rag.current_tenant(),
 rag.usage(),
 rag.create_collection(
-    text, text, int, int, text, real, real, real, real, text[], real, real, text
+    text, text, int, int, text, real, real, real, real, text[], real, real, text, text, int, text[]
 ),
 rag.alter_collection(
-    text, text, int, int, text, real, real, real, real, text[], real, real, text
+    text, text, int, int, text, real, real, real, real, text[], real, real, text, text, int, text[]
 ),
 rag.reindex(text, int),
-rag.chunk(text, text, int, int),
-rag.put(text, text, text, jsonb, text, text, int, int, text),
-rag.put_many(jsonb, text, text, int, int, text),
-rag.delete(text, text),
-rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int, text),
+rag.chunk(text, text, int, int, int, text[], text),
+rag.chunking_presets(),
+rag.put(text, text, text, jsonb, text, text, int, int, text, text, int, text[], interval),
+rag.put_many(jsonb, text, text, int, int, text, text, int, text[], interval),
+rag.import_batch(regclass, text, int),
+rag.delete(text, text, boolean),
+rag.delete_where(jsonb, text, int),
+rag.get(text, text, int),
+rag.list(jsonb, text, int, bigint),
+rag.count(jsonb, text),
+rag.set_metadata(text, jsonb, text),
+rag.patch_metadata(text, jsonb, text),
+rag.patch_metadata_where(jsonb, jsonb, text, int),
+rag.duplicates(text, real, bigint, int),
+rag.rename_collection(text, text),
+rag.drop_collection(text),
+rag.set_retention(text, int, interval, interval),
+rag.history(text, text),
+rag.restore(text, int, text),
+rag.cite(bigint, int),
+rag.purge(int),
+rag.search(text, int, text, jsonb, vector, text, real, real, text, int, int, timestamptz, text),
 rag.explain(text, int, text, jsonb, vector, text, real, real, text, int, int, bigint, text),
 rag.upload(text, bytea, jsonb, text, text, text),
 rag.retry_upload(bigint),
@@ -68,6 +90,7 @@ rag.truncations(bigint),
 rag.status(),
 rag.failures()
 to rag_app;
+grant execute on procedure rag.import(regclass, text, int, bigint, bigint) to rag_app;
 
 -- rag_admin: tenants and health; it reads no document.
 grant select on
@@ -75,6 +98,7 @@ rag.partitions, rag.moves, rag.erasures, rag.models, rag.migrations
 to rag_admin;
 grant execute on function
 rag.create_tenant(text),
+rag.purge_all(int),
 rag.drop_tenant(text),
 rag.clone_tenant(text, text),
 rag.export_tenant(text, boolean, boolean),
@@ -143,6 +167,7 @@ rag.fail_upload(uuid, text, boolean),
 rag.extend_upload(uuid, interval),
 rag.release_upload(uuid),
 rag.upload_progress(),
+rag.purge_all(int),
 rag.claim_queries(text, text, int, interval),
 rag.complete_queries(uuid, uuid[], vector[]),
 rag.begin_word_vectors(text, text, text, interval),

@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 import re
-from itertools import pairwise, product
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,9 +24,15 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 SEED = int(os.environ.get("CHUNKING_SEED", "20"))
 TEXTS = 150
-STRATEGIES = ("recursive", "markdown", "none")
+STRATEGIES = ("recursive", "markdown", "token", "sentence", "code", "none")
 # An overlap of 100 is half of 200, one more than allowed.
 SETTINGS = ((200, 0), (200, 99), (800, 0), (800, 100), (2000, 0), (2000, 100))
+# The other strategies cut by the same code: here is what is their own.
+FEW_SETTINGS = {
+    "token": ((200, 99),),
+    "sentence": ((200, 99), (800, 0)),
+    "code": ((200, 99), (800, 0)),
+}
 
 WORDS = [
     *("the", "quick", "brown", "résumé", "Über", "привет", "мир", "مرحبا", "العالم", "שלום"),
@@ -63,33 +69,61 @@ class Chunk(NamedTuple):
     start: int
     end: int
     headings: list[str]
+    length: int
+    """In characters, or, for strategy token, in tokens."""
 
 
 def chunks_of(
-    connection: Connection, text: str, strategy: str, size: int, overlap: int
+    connection: Connection,
+    text: str,
+    strategy: str,
+    size: int,
+    overlap: int,
+    min_size: int = 0,
+    separators: list[str] | None = None,
 ) -> list[Chunk]:
     """The chunks of a text; offsets in characters."""
     rows = connection.execute(
-        "select ordinal, content, start_offset, end_offset, heading_path"
-        " from rag.chunk(%s, %s, %s, %s)",
-        [text, strategy, size, overlap],
+        """
+        select
+            c.ordinal, c.content, c.start_offset, c.end_offset, c.heading_path,
+            case %(strategy)s
+                when 'token' then rag._count_tokens(c.content, null) else length(c.content)
+            end
+        from rag.chunk(
+            %(text)s, %(strategy)s, %(size)s, %(overlap)s, %(min_size)s, %(separators)s::text[]
+        ) as c
+        """,
+        {
+            "text": text,
+            "strategy": strategy,
+            "size": size,
+            "overlap": overlap,
+            "min_size": min_size,
+            "separators": separators,
+        },
     )
     return [Chunk(*row) for row in rows]
 
 
 def faults(
-    text: str, chunks: list[Chunk], strategy: str, size: int, overlap: int
+    text: str, chunks: list[Chunk], strategy: str, size: int, overlap: int, min_size: int = 0
 ) -> Iterator[tuple[str, int]]:
     """What must not be, with the ordinal where it is."""
+    if strategy == "token":
+        # More than all-MiniLM-L6-v2 reads at once is in no chunk.
+        size = min(size, 254)
+    most = size + size // 2 if min_size else size
     covered = 0
     for number, chunk in enumerate(chunks):
         is_so = {
             "number": chunk.ordinal != number,
             "offsets": chunk.content != text[chunk.start : chunk.end],
             "white space": chunk.content != chunk.content.strip() or not chunk.content,
-            "size": len(chunk.content) > size and strategy != "none",
+            "size": chunk.length > most and strategy != "none",
             "gap": text[covered : max(covered, chunk.start)].strip() != "",
-            "overlap": covered - chunk.start > overlap,
+            # A token has a character at least, and most have some.
+            "overlap": covered - chunk.start > overlap * (40 if strategy == "token" else 1),
             "nothing new": chunk.end <= covered,
             "torn word": is_torn(text, chunk.start, size) or is_torn(text, chunk.end, size),
             "torn character": is_inside_character(text, chunk.start)
@@ -157,7 +191,9 @@ def test_real_documents_are_cut_without_fault(
     found: list[tuple[Any, ...]] = []
     count = 0
     for name, text in [*documents(shared_data / tree)][::step]:
-        for strategy, (size, overlap) in product(STRATEGIES, SETTINGS):
+        for strategy, (size, overlap) in (
+            (each, setting) for each in STRATEGIES for setting in FEW_SETTINGS.get(each, SETTINGS)
+        ):
             chunks = chunks_of(connection, text, strategy, size, overlap)
             count += len(chunks)
             found += [
@@ -318,3 +354,202 @@ def test_who_may_cut_texts_needs_no_private_function(database: str, role: RoleFa
     with psycopg.connect(role().url) as connection:
         chunks = chunks_of(connection, "# A\n\n" + "word " * 20, "markdown", 50, 0)
     assert [c.headings for c in chunks] == [["A"]] * 3
+
+
+def contents(connection: Connection, text: str, strategy: str, size: int, **more: Any) -> list[str]:
+    """What the chunks of a text say."""
+    return [c.content for c in chunks_of(connection, text, strategy, size, 0, **more)]
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        [
+            "Dr. Smith met J. R. R. Tolkien at 3.14 p.m. on Jan. 5 in May.",
+            "It is no.",
+            "He sat.",
+            "Did it?",
+            "Yes!",
+        ],
+        [
+            'He said "Wait... no."',
+            "Then he left (at last).",
+            "See Fig. 3 on p. 123.",
+            "Well… fine.",
+        ],
+        ["¿Qué hora es?", "¡Son las tres!", "El Sr. García y la Dra. Ruiz llegan.", "Ud. no."],
+        ["今天天气很好。", "我们去公园玩！", "他说：“好。”", "真的吗？"],
+        ["これは文です。", "「はい。」", "終わりですか？", "はい！"],
+        ["ما هذا؟", "هذا كتاب.", "شكرا!", "نعم."],
+        ["Он живёт на ул. Ленина.", "Это А. С. Пушкин.", "Да?", "Нет!"],
+        ["यह एक वाक्य है।", "क्या यह सच है?", "हाँ।", "ठीक।"],
+    ],
+    ids=["abbreviations", "quotes", "Spanish", "Chinese", "Japanese", "Arabic", "Russian", "Hindi"],
+)
+def test_sentences_end_where_they_end(connection: Connection, sentences: list[str]) -> None:
+    gap = "" if "\u3000" < sentences[0][0] < "\uffff" else " "
+    text = gap.join(sentences)
+    found = connection.execute(
+        "select start_offset, end_offset from rag._sentences(%s)", [text]
+    ).fetchall()
+    assert [text[start:end] for start, end in found] == sentences
+    paragraphs = "\n\n".join(text.replace(gap, "\n") if gap else text for _ in range(20))
+    for chunk in contents(connection, paragraphs, "sentence", 90):
+        assert chunk.endswith(tuple(s[-1] for s in sentences)), chunk
+
+
+PYTHON = '''import os
+import sys
+
+LIMIT = 10
+
+
+# What it is for.
+@decorated
+def first(a, b):
+    """A docstring.
+
+    With an empty line.
+    """
+    if a:
+        return b
+
+    return a
+
+
+class Second:
+    size = 3
+
+    def one(self):
+        return 1
+
+    async def two(self):
+
+        return 2
+'''
+JAVASCRIPT = """import x from "y";
+
+/** Adds. */
+export function add(a, b) {
+  const c = a + b;
+
+  return c;
+}
+
+const f = async () => {
+  await add(1, 2);
+
+  return 3;
+};
+"""
+GO = """package main
+
+// Main.
+func main() {
+\tx := 1
+
+\tprint(x)
+}
+func other() {
+\tprint(2)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "expected"),
+    [
+        (PYTHON, 200, ["import os", "class Second:"]),
+        (PYTHON, 160, ["import os", "# What it is for.", "class Second:"]),
+        (JAVASCRIPT, 100, ["import x", "const f ="]),
+        (GO, 60, ["package main", "func other"]),
+        (GO, 50, ["package main", "// Main.", "func other"]),
+    ],
+    ids=["two blocks", "comments", "JavaScript", "Go", "small"],
+)
+def test_code_is_cut_between_definitions(
+    connection: Connection, text: str, size: int, expected: list[str]
+) -> None:
+    chunks = contents(connection, text, "code", size)
+    assert [
+        c.strip().splitlines()[0][: len(e)] for c, e in zip(chunks, expected, strict=False)
+    ] == (expected[: len(chunks)])
+    assert len(chunks) == len(expected)
+
+
+def test_small_chunks_are_merged_with_their_neighbours(
+    connection: Connection, shared_data: Path
+) -> None:
+    small = merged = 0
+    for name, text in [*documents(shared_data / "docs-react-es")][::8]:
+        for strategy in ("recursive", "markdown", "sentence", "code", "token"):
+            before = chunks_of(connection, text, strategy, 400, 0)
+            after = chunks_of(connection, text, strategy, 400, 0, 200)
+            assert [*faults(text, after, strategy, 400, 0, 200)] == [], (name, strategy)
+            small += sum(c.length < 200 for c in before)
+            merged += sum(c.length < 200 for c in after)
+            # A small one that is left has no room with either neighbour.
+            for one, two in pairwise(after):
+                if one.length < 200 and strategy not in ("token", "markdown"):
+                    assert two.end - one.start > 600, (name, strategy)
+    assert small > 100
+    assert merged < small / 5
+
+
+def test_a_text_is_cut_at_the_separators_given(connection: Connection) -> None:
+    text = "\n".join(f"{n};alpha beta;gamma delta {n}" for n in range(200))
+    for chunk in contents(connection, text, "recursive", 120, separators=["\n"]):
+        assert re.fullmatch(r"\d+;alpha.*\d", chunk, re.DOTALL)
+    sections = "\n## ".join(["Intro"] + [f"{n}\n\nWords of a text. And more." for n in range(50)])
+    for chunk in contents(connection, sections, "recursive", 90, separators=["\n## "])[1:]:
+        assert chunk.startswith("## ")
+
+
+def test_tokens_are_counted_as_the_model_counts_them(
+    connection: Connection,
+    model: Any,
+    shared_data: Path,
+) -> None:
+    tokenizer = model.tokenizer
+    vocabulary = [word for word in tokenizer.get_vocab() if not word.startswith("[")]
+    connection.execute(
+        """
+        with added as (
+            insert into rag.word_vector_sets (model_id, recipe, is_current, due_at)
+            select m.model_id, 'test', true, now() from rag.models as m where m.is_active
+            returning set_id
+        )
+        insert into rag.word_vectors (set_id, word, embedding)
+        select a.set_id, v.word, array_fill(0, array[384])::vector::halfvec
+        from added as a, unnest(%s::text[]) as v (word)
+        """,
+        [vocabulary],
+    )
+    connection.execute("analyze rag.word_vectors")
+    over = 0
+    lengths: list[int] = []
+    errors: list[float] = []
+    for tree, step in (("docs-react-es", 60), ("docs-peps", 80), ("squad-dev", 400)):
+        for name, text in [*documents(shared_data / tree)][::step]:
+            row = connection.execute(
+                "select rag._count_tokens(%s, s.set_id) from rag.word_vector_sets as s", [text]
+            ).fetchone()
+            assert row
+            exact = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            errors.append(row[0] / exact - 1)
+            chunks = contents(connection, text, "token", 200)
+            counts = [len(tokenizer(c, verbose=False)["input_ids"]) - 2 for c in chunks]
+            lengths += counts[:-1]
+            over += sum(count > 200 for count in counts)
+            assert counts, name
+    print(f"{len(lengths)} chunks, {min(errors):+.3f} to {max(errors):+.3f} of the tokens")
+    assert over == 0
+    assert max(map(abs, errors)) < 0.02
+    assert sum(lengths) / len(lengths) > 150
+
+
+def test_no_chunk_is_longer_than_the_model_reads(connection: Connection) -> None:
+    text = "word " * 5000
+    tokens = {c.length for c in chunks_of(connection, text, "token", 1000, 100)}
+    # all-MiniLM-L6-v2 reads 256, with the two that mark beginning and end.
+    assert max(tokens) <= 254

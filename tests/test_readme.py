@@ -18,6 +18,7 @@ SESSIONS = (
     README,
     README.parent / "docs" / "search.md",
     README.parent / "docs" / "files.md",
+    README.parent / "docs" / "documents.md",
     README.parent / "docs" / "partitions.md",
     README.parent / "docs" / "maintenance.md",
     README.parent / "docs" / "tenants.md",
@@ -87,6 +88,23 @@ def test_the_examples_of_filters_work_in_a_tenant_that_has_more(
     put = "select rag.put('Refunds are none.', 'none', metadata => '{\"lang\": \"en\"}');\n"
     assert "refunds | en   | 3" in expected
     assert "refunds | en   | 3\n(1 row)" in psql(server, database, put + statements)
+
+
+def test_the_import_of_the_documentation_works(server: embedded.Server, database: str) -> None:
+    text = (README.parent / "docs" / "documents.md").read_text("utf-8")
+    statements = text.split("```sql\n", 1)[1].split("```", 1)[0]
+    output = psql(server, database, statements)
+    assert " b   | content is empty: Document 1 of the array has no text.\n(1 row)" in output
+
+
+def test_the_examples_of_chunking_print_what_they_show(
+    server: embedded.Server, database: str
+) -> None:
+    text = (README.parent / "docs" / "chunking.md").read_text("utf-8")
+    for example in text.split("```sql\n")[1:]:
+        statement, rest = example.split("```", 1)
+        expected = rest.split("```text\n", 1)[1].split("```", 1)[0]
+        assert psql(server, database, statement) == expected + "\n"
 
 
 def test_the_tenant_of_the_readme_works(server: embedded.Server, database: str) -> None:

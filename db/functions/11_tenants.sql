@@ -177,6 +177,15 @@ begin
     delete from rag.runs as r where r.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'runs', v_rows;
+    delete from rag.past_embeddings as e where e.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'past_embeddings', v_rows;
+    delete from rag.past_chunks as c where c.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'past_chunks', v_rows;
+    delete from rag.past_documents as d where d.tenant_id = v_tenant;
+    get diagnostics v_rows = row_count;
+    return query select 'past_documents', v_rows;
     delete from rag.documents as d where d.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'documents', v_rows;

@@ -40,8 +40,8 @@ $$;
 comment on function rag._language(text) is
     'The canonical name of a text search configuration (null for null), or an error.';
 
-create or replace function rag._check_chunking(strategy text, size int, overlap int)
-    returns jsonb
+create or replace function rag._check_collection_name(name text)
+    returns void
     language plpgsql
     immutable
     parallel safe
@@ -49,26 +49,26 @@ create or replace function rag._check_chunking(strategy text, size int, overlap 
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    -- rag.chunk refuses bad settings; a text of one word asks it for nothing else.
-    perform from rag.chunk(
-        'x', _check_chunking.strategy, _check_chunking.size, _check_chunking.overlap
-    );
-    return jsonb_build_object(
-        'strategy', _check_chunking.strategy,
-        'size', _check_chunking.size,
-        'overlap', _check_chunking.overlap
-    );
+    if _check_collection_name.name is null
+        or _check_collection_name.name <> btrim(_check_collection_name.name)
+        or length(_check_collection_name.name) not between 1 and 200
+    then
+        raise exception 'invalid collection name' using
+            errcode = 'invalid_parameter_value',
+            detail = format('The name is %L.', _check_collection_name.name),
+            hint = 'A name has 1 to 200 characters and no spaces around it.';
+    end if;
 end
 $$;
 
-comment on function rag._check_chunking(text, int, int) is
-    'The settings of chunking as one value, or the error that rag.chunk would raise.';
+comment on function rag._check_collection_name(text) is
+    'Raise the error for a name that no collection can have.';
 
 create or replace function rag.create_collection(
     name text,
-    strategy text default 'markdown',
-    chunk_size int default 800,
-    chunk_overlap int default 100,
+    strategy text default null,
+    chunk_size int default null,
+    chunk_overlap int default null,
     language text default 'english',
     k1 real default 1.2,
     b real default 0.75,
@@ -77,7 +77,10 @@ create or replace function rag.create_collection(
     enrich text[] default '{}',
     enrich_weight real default 1,
     lexical_weight real default 0.5,
-    fusion text default 'standard'
+    fusion text default 'standard',
+    preset text default null,
+    min_chunk_size int default null,
+    separators text[] default null
 )
     returns int
     language plpgsql
@@ -90,19 +93,11 @@ as $$
 declare
     v_tenant int := (select c.tenant_id from rag._context() as c);
     v_collection int;
+    v_chunking jsonb;
 begin
-    if create_collection.name is null
-        or create_collection.name <> btrim(create_collection.name)
-        or length(create_collection.name) not between 1 and 200
-    then
-        raise exception 'invalid collection name' using
-            errcode = 'invalid_parameter_value',
-            detail = format('The name is %L.', create_collection.name),
-            hint = 'A name has 1 to 200 characters and no spaces around it.';
-    end if;
+    perform rag._check_collection_name(create_collection.name);
     if num_nulls(
-        create_collection.strategy, create_collection.chunk_size,
-        create_collection.chunk_overlap, create_collection.language, create_collection.k1,
+        create_collection.language, create_collection.k1,
         create_collection.b, create_collection.title_weight, create_collection.heading_weight,
         create_collection.enrich, create_collection.enrich_weight,
         create_collection.lexical_weight, create_collection.fusion
@@ -110,11 +105,10 @@ begin
         raise exception 'a setting of the collection is null' using
             errcode = 'invalid_parameter_value',
             detail = format(
-                'strategy is %L, chunk_size %L, chunk_overlap %L, language %L, k1 %L, b %L, '
+                'language is %L, k1 %L, b %L, '
                 'title_weight %L, heading_weight %L, enrich %L, enrich_weight %L, '
                 'lexical_weight %L, fusion %L.',
-                create_collection.strategy, create_collection.chunk_size,
-                create_collection.chunk_overlap, create_collection.language,
+                create_collection.language,
                 create_collection.k1, create_collection.b, create_collection.title_weight,
                 create_collection.heading_weight, create_collection.enrich,
                 create_collection.enrich_weight, create_collection.lexical_weight,
@@ -122,8 +116,10 @@ begin
             ),
             hint = 'Leave a setting out to get its default.';
     end if;
-    perform rag._check_chunking(
-        create_collection.strategy, create_collection.chunk_size, create_collection.chunk_overlap
+    v_chunking := rag._chunking(
+        null, create_collection.preset, create_collection.strategy,
+        create_collection.chunk_size, create_collection.chunk_overlap,
+        create_collection.min_chunk_size, create_collection.separators
     );
     perform rag._check_ranking(
         create_collection.k1, create_collection.b, create_collection.title_weight,
@@ -132,8 +128,8 @@ begin
         create_collection.fusion
     );
     v_collection := rag._add_collection(
-        v_tenant, create_collection.name, create_collection.strategy,
-        create_collection.chunk_size, create_collection.chunk_overlap,
+        v_tenant, create_collection.name, v_chunking ->> 'strategy',
+        (v_chunking ->> 'size')::int, (v_chunking ->> 'overlap')::int,
         rag._language(create_collection.language)
     );
     if v_collection is null then
@@ -151,14 +147,16 @@ begin
         enrich = create_collection.enrich,
         enrich_weight = create_collection.enrich_weight,
         lexical_weight = create_collection.lexical_weight,
-        fusion = create_collection.fusion
+        fusion = create_collection.fusion,
+        min_chunk_size = coalesce((v_chunking ->> 'min_size')::int, 0),
+        separators = rag._separators(v_chunking)
     where n.tenant_id = v_tenant and n.collection_id = v_collection;
     return v_collection;
 end
 $$;
 
 comment on function rag.create_collection(
-    text, text, int, int, text, real, real, real, real, text[], real, real, text
+    text, text, int, int, text, real, real, real, real, text[], real, real, text, text, int, text[]
 ) is 'Create a collection in the caller''s tenant; returns its id.';
 
 create or replace function rag.alter_collection(
@@ -174,7 +172,10 @@ create or replace function rag.alter_collection(
     enrich text[] default null,
     enrich_weight real default null,
     lexical_weight real default null,
-    fusion text default null
+    fusion text default null,
+    preset text default null,
+    min_chunk_size int default null,
+    separators text[] default null
 )
     returns bigint
     language plpgsql
@@ -192,6 +193,7 @@ declare
     v_partition int;
     v_old rag.collections;
     v_new rag.collections;
+    v_chunking jsonb;
     v_chunks bigint;
     v_stale bigint;
 begin
@@ -203,9 +205,16 @@ begin
     for update;
     v_old := rag._collection(v_tenant, alter_collection.name);
     v_new := v_old;
-    v_new.strategy := coalesce(alter_collection.strategy, v_old.strategy);
-    v_new.chunk_size := coalesce(alter_collection.chunk_size, v_old.chunk_size);
-    v_new.chunk_overlap := coalesce(alter_collection.chunk_overlap, v_old.chunk_overlap);
+    v_chunking := rag._chunking(
+        v_old, alter_collection.preset, alter_collection.strategy, alter_collection.chunk_size,
+        alter_collection.chunk_overlap, alter_collection.min_chunk_size,
+        alter_collection.separators
+    );
+    v_new.strategy := v_chunking ->> 'strategy';
+    v_new.chunk_size := v_chunking ->> 'size';
+    v_new.chunk_overlap := v_chunking ->> 'overlap';
+    v_new.min_chunk_size := coalesce((v_chunking ->> 'min_size')::int, 0);
+    v_new.separators := rag._separators(v_chunking);
     v_new.language := coalesce(rag._language(alter_collection.language), v_old.language);
     v_new.k1 := coalesce(alter_collection.k1, v_old.k1);
     v_new.b := coalesce(alter_collection.b, v_old.b);
@@ -215,7 +224,6 @@ begin
     v_new.enrich_weight := coalesce(alter_collection.enrich_weight, v_old.enrich_weight);
     v_new.lexical_weight := coalesce(alter_collection.lexical_weight, v_old.lexical_weight);
     v_new.fusion := coalesce(alter_collection.fusion, v_old.fusion);
-    perform rag._check_chunking(v_new.strategy, v_new.chunk_size, v_new.chunk_overlap);
     perform rag._check_ranking(
         v_new.k1, v_new.b, v_new.title_weight, v_new.heading_weight, v_new.enrich,
         v_new.enrich_weight, v_new.lexical_weight, v_new.fusion
@@ -235,6 +243,8 @@ begin
         strategy = v_new.strategy,
         chunk_size = v_new.chunk_size,
         chunk_overlap = v_new.chunk_overlap,
+        min_chunk_size = v_new.min_chunk_size,
+        separators = v_new.separators,
         language = v_new.language,
         k1 = v_new.k1,
         b = v_new.b,
@@ -285,7 +295,7 @@ end
 $$;
 
 comment on function rag.alter_collection(
-    text, text, int, int, text, real, real, real, real, text[], real, real, text
+    text, text, int, int, text, real, real, real, real, text[], real, real, text, text, int, text[]
 ) is
     'Change settings of a collection (null: keep). Returns how many of its chunks have to be '
     'indexed anew by rag.reindex, 0 if none or few enough to have been done at once. Chunking '

@@ -82,6 +82,29 @@ comment on function rag._cut_in_word(text, int) is
     'Where to cut a word that is longer than a chunk: after a sign, else between two characters '
     'as people see them, at size at the latest.';
 
+create or replace function rag._separator_pattern(separator text)
+    returns text
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    -- Up to the last place behind the separator; behind the lines' ends it begins with, if there is
+    -- more of it: "\n## " begins the next chunk. Never before a mark that belongs to it.
+    select case
+        when separator ~ '^\n+[^\n]' then
+            '^.*' || repeat('\n', length(substring(separator from '^\n+')))
+            || '(?=' || regexp_replace(ltrim(separator, E'\n'), '([^\w\s])', '\\\1', 'g') || ')'
+        else
+            '^.*' || regexp_replace(separator, '([^\w\s])', '\\\1', 'g')
+            || '(?=[^' || rag._clinging_marks() || '])'
+    end
+$$;
+
+comment on function rag._separator_pattern(text) is
+    'The pattern of a text up to the last place where a separator parts it.';
+
 create or replace function rag._split(
     content bytea,
     first_offset int,
@@ -90,9 +113,16 @@ create or replace function rag._split(
     keep_ends int[],
     keep_lines boolean[],
     size int,
-    overlap int
+    overlap int,
+    is_code boolean,
+    is_whole boolean,
+    separators text[],
+    unit_starts int[],
+    unit_sums int[]
 )
-    returns table (start_offset int, end_offset int, body text)
+    returns table (
+        start_offset int, end_offset int, start_byte int, end_byte int, body text
+    )
     language plpgsql
     immutable
     parallel safe
@@ -114,7 +144,7 @@ declare
         || '|[。！？；][”’」』）]*[^”’」』）' || v_mark || '])';
     -- The last place where text may be cut: paragraph, line that does not just wrap (it ends a
     -- sentence or a bracket, or a list item follows), sentence, line, clause, word.
-    v_cuts constant text[] := array[
+    v_cuts text[] := array[
         '^.*(?:[^:：\s][ \t\r]*\n[ \t\r]*\n|\f)',
         '^.*(?:[.!?;…。！？；|>(){}\[\]]["''”’»*_`]*[ \t\r]*\n'
         || '|\n(?=[ \t]*(?:[-*+•|]|[0-9]{1,3}[.)])[ \t]))',
@@ -126,11 +156,11 @@ declare
     -- What such a place is worth when it lies at the end of the window; nearer to the start it is
     -- worth less in proportion. So a sentence's end is taken before a paragraph's end only where
     -- that one would leave more than a third of the chunk empty.
-    v_worths constant real[] := array[1, 0.9, 0.65, 0.4, 0.3, 0.25];
+    v_worths real[] := array[1, 0.9, 0.65, 0.4, 0.3, 0.25];
     -- In code and tables only empty lines and lines count.
     v_code_worths constant real[] := array[1, 0, 0, 0.8, 0, 0.2];
     -- How many characters of the next piece the pattern takes with it.
-    v_extras constant int[] := array[0, 0, 1, 0, 1, 0];
+    v_extras int[] := array[0, 0, 1, 0, 1, 0];
     v_first_clause constant text := '^.*?[,;:)–—][' || v_space || ']';
     -- A Markdown heading, or a line underlined as in reStructuredText.
     v_heading constant text := '(?:#{1,6}[ \t][^\n]*|[^\n]+\n[-=~^"]{3,}[ \t\r]*)';
@@ -141,6 +171,7 @@ declare
 
     v_bytes constant int := octet_length(content);
     v_keeps constant int := cardinality(keep_starts);
+    v_units constant int := cardinality(unit_sums) - 1;
     v_keep int := 1;                    -- the first kept range that ends behind v_cut
     v_next int;
     v_cut int := first_offset;          -- where the new text begins; the overlap stands before it
@@ -151,7 +182,12 @@ declare
     v_end_byte int;
     v_chunk text collate "C";           -- the last chunk
     v_level int := 1;                   -- the kind of place it was cut at
-    v_is_code boolean := false;         -- it was cut inside code or a table
+    v_is_code boolean := is_code;       -- it was cut inside code or a table
+    v_size int := size;                 -- how many characters from v_cut on fit into a chunk
+    v_overlap int := overlap;           -- how many before v_cut may be repeated
+    v_unit int := 1;                    -- the unit of tokens that v_cut is in
+    v_from int;                         -- a unit before it
+    v_to int := 1;                      -- the first unit that does not fit
     v_may_overlap boolean := false;
     v_may_shorten boolean := true;
     v_window text collate "C";          -- new text: size characters and v_ahead more
@@ -168,14 +204,42 @@ declare
     v_worth real;
     v_at int;
 begin
+    if separators is not null then
+        -- What the first of them parts is worth most. White space is always the last resort.
+        v_cuts := array(
+            select rag._separator_pattern(s.separator)
+            from unnest(separators) with ordinality as s (separator, place)
+            order by s.place
+        ) || v_cuts[6];
+        v_worths := array(
+            select 1 - 0.7 * (n - 1) / cardinality(separators)
+            from generate_series(1, cardinality(separators)) as n
+        ) || 0.25::real;
+        v_extras := array_fill(0, array[cardinality(v_cuts)]);
+    end if;
     while v_cut < last_offset loop
-        v_stop := least(v_cut_byte + 4 * (size + v_ahead), v_bytes);
+        if unit_starts is not null then
+            -- Counted in tokens: how many characters are they from here?
+            while v_unit < v_units and unit_starts[v_unit + 1] <= v_cut loop
+                v_unit := v_unit + 1;
+            end loop;
+            while v_to <= v_units and unit_sums[v_to + 1] - unit_sums[v_unit] <= size loop
+                v_to := v_to + 1;
+            end loop;
+            v_size := unit_starts[v_to] - v_cut;
+            v_from := v_unit;
+            while v_from > 1 and unit_sums[v_unit] - unit_sums[v_from - 1] <= overlap loop
+                v_from := v_from - 1;
+            end loop;
+            v_overlap := v_cut - unit_starts[v_from];
+        end if;
+        v_stop := least(v_cut_byte + 4 * (v_size + v_ahead), v_bytes);
         while v_stop < v_bytes and get_byte(content, v_stop) between 128 and 191 loop
             v_stop := v_stop - 1;
         end loop;
         v_window := left(
             convert_from(substr(content, v_cut_byte + 1, v_stop - v_cut_byte), 'UTF8'),
-            size + v_ahead
+            v_size + v_ahead
         );
         v_text := ltrim(v_window, v_spaces);
         if v_text <> v_window then
@@ -195,28 +259,40 @@ begin
         v_start := v_cut;
         v_start_byte := v_cut_byte;
         if v_may_overlap then
-            v_reach := overlap;
+            v_reach := v_overlap;
             v_at := strpos(v_window, E'\n\n') - 1;
-            if v_at between size - overlap and size then
-                v_reach := size - v_at;
+            if v_at between v_size - v_overlap and v_size then
+                v_reach := v_size - v_at;
             end if;
-            if v_left <= size then
-                v_reach := least(v_reach, size - v_left);
+            if v_left <= v_size then
+                v_reach := least(v_reach, v_size - v_left);
             end if;
             if v_keep <= v_keeps
                 and keep_starts[v_keep] <= v_cut
-                and keep_ends[v_keep] - v_cut <= size
+                and keep_ends[v_keep] - v_cut <= v_size
             then
-                v_reach := least(v_reach, size - (keep_ends[v_keep] - v_cut));
+                v_reach := least(v_reach, v_size - (keep_ends[v_keep] - v_cut));
             end if;
             v_reach := least(v_reach - (v_cut - v_end), length(v_chunk) / 2);
             if v_keep > 1
+                and not is_whole
                 and v_end - v_reach > keep_starts[v_keep - 1]
                 and v_end - v_reach < keep_ends[v_keep - 1]
             then
                 v_reach := v_end - keep_ends[v_keep - 1];
             end if;
-            if v_reach > 0 then
+            if is_whole then
+                -- Only what was kept in one piece, as much of it as there is room for.
+                v_next := v_keep;
+                while v_next > 1 and keep_starts[v_next - 1] >= v_end - v_reach loop
+                    v_next := v_next - 1;
+                end loop;
+                if v_next < v_keep then
+                    v_text := right(v_chunk, v_end - keep_starts[v_next]);
+                    v_start := v_end - length(v_text);
+                    v_start_byte := v_end_byte - octet_length(v_text);
+                end if;
+            elsif v_reach > 0 then
                 v_text := right(v_chunk, v_reach + 1);
                 if v_is_code then
                     v_at := length(substring(v_text from '^.*?\n'));
@@ -239,7 +315,16 @@ begin
                 end if;
             end if;
         end if;
-        v_room := size - (v_cut - v_start);
+        v_room := v_size - (v_cut - v_start);
+        if unit_starts is not null and v_start < v_cut then
+            v_next := v_to;
+            while v_next > v_unit + 1
+                and unit_sums[v_next] - unit_sums[v_from] > size
+            loop
+                v_next := v_next - 1;
+            end loop;
+            v_room := unit_starts[v_next] - v_cut;
+        end if;
 
         if v_left <= v_room then
             v_best := v_left;
@@ -249,13 +334,13 @@ begin
             v_floor := 0;
             v_hold := 0;
             v_level := 1;
-            v_is_code := false;
+            v_is_code := is_code;
             v_next := v_keep;
             while v_next <= v_keeps and keep_starts[v_next] < v_cut + v_limit loop
                 if keep_ends[v_next] <= v_cut + v_limit then
                     v_hold := keep_starts[v_next] - v_cut;
                     v_floor := keep_ends[v_next] - v_cut;
-                elsif keep_ends[v_next] - keep_starts[v_next] > size
+                elsif keep_ends[v_next] - keep_starts[v_next] > v_size
                     or keep_starts[v_next] <= v_cut
                 then
                     v_floor := greatest(keep_starts[v_next] - v_cut, v_floor);
@@ -266,15 +351,17 @@ begin
                 end if;
                 v_next := v_next + 1;
             end loop;
-            if v_may_shorten and v_floor < v_limit and v_left - v_limit < size / 8 then
+            if v_may_shorten and v_floor < v_limit and v_left - v_limit < v_size / 8 then
                 -- No crumb at the end: what is left for the last chunk is made larger.
-                v_at := length(substring(left(v_window, v_left - size / 8) from v_cuts[1]));
+                v_at := length(substring(left(v_window, v_left - v_size / 8) from v_cuts[1]));
                 if v_at is null or v_at < v_limit * 6 / 10 then
-                    v_at := greatest(v_limit * 6 / 10, v_left - size * 3 / 10);
+                    v_at := greatest(v_limit * 6 / 10, v_left - v_size * 3 / 10);
                 end if;
                 if v_at > v_floor then
                     v_limit := v_at;
-                elsif v_hold >= size / 8 and v_left - v_floor < size / 8 and v_left - v_hold <= size
+                elsif v_hold >= v_size / 8
+                    and v_left - v_floor < v_size / 8
+                    and v_left - v_hold <= v_size
                 then
                     v_limit := v_hold;
                     v_floor := v_hold;
@@ -292,12 +379,18 @@ begin
                 v_score := v_floor::real / v_limit;
                 for i in 1 .. cardinality(v_cuts) loop
                     exit when v_score >= v_worths[i];
-                    continue when v_is_code and v_code_worths[i] = 0;
+                    continue when v_is_code and separators is null and v_code_worths[i] = 0;
                     v_at := v_floor + length(substring(v_text from v_cuts[i])) - v_extras[i];
                     -- A heading is not left alone by a cut right behind it.
-                    continue when i < 6 and v_at < 250 and left(v_window, v_at) ~ v_only_headings;
+                    continue when i < 6
+                        and separators is null
+                        and v_at < 250
+                        and left(v_window, v_at) ~ v_only_headings;
                     v_worth := v_at::real / v_limit
-                        * case when v_is_code then v_code_worths[i] else v_worths[i] end;
+                        * case
+                            when v_is_code and separators is null then v_code_worths[i]
+                            else v_worths[i]
+                        end;
                     if v_worth > v_score then
                         v_best := v_at;
                         v_score := v_worth;
@@ -306,9 +399,9 @@ begin
                 end loop;
             end if;
             if v_best = v_floor then
-                v_is_code := false;
+                v_is_code := is_code;
             end if;
-            if v_best > v_floor and v_level <= 2 then
+            if v_best > v_floor and v_level <= 2 and separators is null then
                 -- Nor is it left at the end of the chunk, away from its text.
                 v_at := v_best - length(substring(
                     right(left(v_window, v_best), 200) collate "C" from v_last_headings
@@ -319,7 +412,7 @@ begin
             end if;
             if v_best = 0 then
                 -- One word fills the window. In the largest window it may fit.
-                if v_limit < size then
+                if v_limit < v_size then
                     v_may_overlap := false;
                     v_may_shorten := false;
                     continue;
@@ -340,6 +433,8 @@ begin
         end if;
         start_offset := v_start;
         end_offset := v_end;
+        start_byte := v_start_byte;
+        end_byte := v_end_byte;
         body := v_chunk;
         return next;
 
@@ -357,6 +452,9 @@ end
 $$;
 
 comment on function rag._split(
-    bytea, int, int, int[], int[], boolean[], int, int
+    bytea, int, int, int[], int[], boolean[], int, int, boolean, boolean, text[], int[], int[]
 ) is
-    'Chunks of one run of text, given in UTF-8, that lies at first_offset .. last_offset.';
+    'Chunks of one run of text, given in UTF-8, that lies at first_offset .. last_offset; bytes '
+    'count from its start. size and overlap are characters or, where unit_starts says where units '
+    'of text start and unit_sums how many tokens stand before each, tokens. is_code: cut at lines. '
+    'is_whole: an overlap is made of what is kept in one piece, and of nothing else.';

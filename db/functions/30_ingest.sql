@@ -96,6 +96,10 @@ create or replace function rag._put_documents(
     chunk_overlap int,
     language text,
     priority smallint,
+    preset text,
+    min_chunk_size int,
+    separators text[],
+    lifetime interval,
     tenant_id int default null
 )
     returns table (uri text, document_id bigint, chunks int, status text)
@@ -117,6 +121,10 @@ declare
     v_collection rag.collections;
     v_chunking jsonb;
     v_language text;
+    v_expires_at timestamptz;
+    v_is_kept boolean;
+    v_has_expiry boolean;
+    v_expired bigint[];
     v_inserted bigint[] := '{}';
     v_rechunked bigint[] := '{}';
     v_edited bigint[] := '{}';
@@ -128,11 +136,15 @@ begin
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     v_collection := rag._collection(v_tenant, _put_documents.collection);
-    v_chunking := rag._check_chunking(
-        coalesce(_put_documents.strategy, v_collection.strategy),
-        coalesce(_put_documents.chunk_size, v_collection.chunk_size),
-        coalesce(_put_documents.chunk_overlap, v_collection.chunk_overlap)
+    v_chunking := rag._chunking(
+        v_collection, _put_documents.preset, _put_documents.strategy, _put_documents.chunk_size,
+        _put_documents.chunk_overlap, _put_documents.min_chunk_size, _put_documents.separators
     );
+    v_expires_at := now() + rag._check_lifetime(
+        coalesce(_put_documents.lifetime, v_collection.lifetime)
+    );
+    -- What was deleted or replaced under a uri goes on being counted.
+    v_is_kept := v_collection.versions > 1 or v_collection.keep_deleted is not null;
     v_language := coalesce(rag._language(_put_documents.language), v_collection.language);
 
     if not exists (
@@ -155,11 +167,17 @@ begin
     with added as (
         insert into rag.documents as d (
             tenant_id, collection_id, uri, title, metadata, content, content_hash, language,
-            chunking
+            chunking, version, expires_at
         )
         select distinct on (g.uri)
             v_tenant, v_collection.collection_id, g.uri, g.title, g.metadata, g.content,
-            rag._hash(g.content), v_language, v_chunking
+            rag._hash(g.content), v_language, v_chunking,
+            case
+                when v_is_kept then
+                    rag._next_version(v_tenant, v_collection.collection_id, g.uri)
+                else 1
+            end,
+            v_expires_at
         from unnest(
             _put_documents.contents, _put_documents.uris, _put_documents.titles,
             _put_documents.metadatas
@@ -186,7 +204,9 @@ begin
             or d.language is distinct from v_language
             or v_collection.enrich <> '{}' and d.metadata is distinct from g.metadata
             as is_retitled,
-            d.title is distinct from g.title or d.metadata is distinct from g.metadata as is_edited
+            d.title is distinct from g.title or d.metadata is distinct from g.metadata as is_edited,
+            d.expires_at is not null as has_expiry,
+            d.expires_at <= statement_timestamp() as is_expired
         from unnest(_put_documents.contents, _put_documents.uris, _put_documents.titles,
             _put_documents.metadatas) as g (content, uri, title, metadata)
         cross join lateral (select rag._hash(g.content) as content_hash) as h
@@ -199,11 +219,21 @@ begin
     select
         coalesce(array_agg(g.document_id) filter (where g.is_rechunked), '{}'),
         coalesce(array_agg(g.document_id) filter (where g.is_edited and not g.is_rechunked), '{}'),
-        coalesce(array_agg(g.document_id) filter (where g.is_retitled), '{}')
-    into v_rechunked, v_edited, v_retitled
+        coalesce(array_agg(g.document_id) filter (where g.is_retitled), '{}'),
+        coalesce(bool_or(g.has_expiry), false),
+        array_agg(g.document_id) filter (where g.is_expired)
+    into v_rechunked, v_edited, v_retitled, v_has_expiry, v_expired
     from given as g;
 
     v_before := rag._measure(v_tenant, v_partition, v_rechunked);
+    if v_collection.versions > 1 and cardinality(v_rechunked) + cardinality(v_edited) > 0 then
+        -- What had expired is not brought back by what takes its place.
+        perform rag._erase_past(v_tenant, v_expired);
+        perform rag._archive(
+            v_tenant, v_partition, rag._without(v_rechunked || v_edited, v_expired), null
+        );
+        perform rag._prune_versions(v_tenant, v_rechunked || v_edited, v_collection.versions);
+    end if;
     if cardinality(v_rechunked) + cardinality(v_edited) > 0 then
         update rag.documents as d
         set
@@ -213,7 +243,10 @@ begin
             content_hash = h.content_hash,
             language = v_language,
             chunking = v_chunking,
-            updated_at = now()
+            version = d.version + 1,
+            -- Never before the version before it, which another transaction may have written that
+            -- began later.
+            updated_at = greatest(now(), d.updated_at)
         from unnest(_put_documents.contents, _put_documents.uris, _put_documents.titles,
             _put_documents.metadatas) as g (content, uri, title, metadata)
         cross join lateral (select rag._hash(g.content) as content_hash) as h
@@ -222,6 +255,15 @@ begin
             and d.collection_id = v_collection.collection_id
             and d.uri = g.uri
             and d.document_id = any(v_rechunked || v_edited);
+    end if;
+    if v_expires_at is not null or v_has_expiry then
+        update rag.documents as d
+        set expires_at = v_expires_at
+        where
+            d.tenant_id = v_tenant
+            and d.collection_id = v_collection.collection_id
+            and d.uri = any(_put_documents.uris)
+            and d.expires_at is distinct from v_expires_at;
     end if;
     if cardinality(v_inserted) + cardinality(v_rechunked) > 0 then
         perform rag._replace_chunks(
@@ -232,29 +274,13 @@ begin
         );
     end if;
     if cardinality(v_edited) > 0 then
-        update rag.chunks as c
-        set metadata = rag._chunk_metadata(d.metadata, c.start_offset)
-        from rag.documents as d
-        where
-            c.partition_id = v_partition
-            and c.tenant_id = v_tenant
-            and c.document_id = any(v_edited)
-            and d.tenant_id = v_tenant
-            and d.document_id = c.document_id
-            and c.metadata is distinct from rag._chunk_metadata(d.metadata, c.start_offset);
+        perform rag._copy_metadata(v_tenant, v_partition, v_edited);
     end if;
-    if cardinality(v_rechunked) + cardinality(v_edited) > 0 then
-        perform rag._index_metadata(v_tenant, v_partition, v_rechunked || v_edited);
+    if cardinality(v_rechunked) > 0 then
+        perform rag._index_metadata(v_tenant, v_partition, v_rechunked);
     end if;
     if cardinality(v_retitled) > 0 then
-        perform rag._index_chunks(v_tenant, v_partition, array(
-            select c.chunk_id
-            from rag.chunks as c
-            where
-                c.partition_id = v_partition
-                and c.tenant_id = v_tenant
-                and c.document_id = any(v_retitled)
-        ));
+        perform rag._index_documents(v_tenant, v_partition, v_retitled);
     end if;
     perform rag._fold_statistics(v_tenant, v_partition);
 
@@ -285,8 +311,83 @@ end
 $$;
 
 comment on function rag._put_documents(
-    text, text[], text[], text[], jsonb[], text, int, int, text, smallint, int
+    text, text[], text[], text[], jsonb[], text, int, int, text, smallint, text, int, text[],
+    interval, int
 ) is 'Insert or replace checked documents of distinct uris; a row for each, in their order.';
+
+create or replace function rag._without(list bigint[], left_out bigint[])
+    returns bigint[]
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select case
+        when left_out is null then list
+        else array(select u.item from unnest(list) as u (item) where u.item <> all(left_out))
+    end
+$$;
+
+comment on function rag._without(bigint[], bigint[]) is
+    'The first list without what is in the second one.';
+
+create or replace function rag._copy_metadata(tenant_id int, partition_id int, documents bigint[])
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+begin
+    update rag.chunks as c
+    set metadata = rag._chunk_metadata(d.metadata, c.start_offset)
+    from rag.documents as d
+    where
+        c.partition_id = _copy_metadata.partition_id
+        and c.tenant_id = _copy_metadata.tenant_id
+        and c.document_id = any(_copy_metadata.documents)
+        and d.tenant_id = _copy_metadata.tenant_id
+        and d.document_id = c.document_id
+        and c.metadata is distinct from rag._chunk_metadata(d.metadata, c.start_offset);
+    perform rag._index_metadata(
+        _copy_metadata.tenant_id, _copy_metadata.partition_id, _copy_metadata.documents
+    );
+end
+$$;
+
+comment on function rag._copy_metadata(int, int, bigint[]) is
+    'Write the metadata of documents to their chunks, for filters also as facets.';
+
+create or replace function rag._index_documents(
+    tenant_id int, partition_id int, documents bigint[]
+)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+begin
+    perform rag._index_chunks(_index_documents.tenant_id, _index_documents.partition_id, array(
+        select c.chunk_id
+        from rag.chunks as c
+        where
+            c.partition_id = _index_documents.partition_id
+            and c.tenant_id = _index_documents.tenant_id
+            and c.document_id = any(_index_documents.documents)
+    ));
+end
+$$;
+
+comment on function rag._index_documents(int, int, bigint[]) is
+    'Index all chunks of documents anew, whose title or metadata have changed.';
 
 create or replace function rag._replace_chunks(
     tenant_id int, partition_id int, inserted bigint[], rechunked bigint[], priority smallint
@@ -327,7 +428,8 @@ begin
         from rag.documents as d
         cross join lateral rag.chunk(
             d.content, d.chunking ->> 'strategy', (d.chunking ->> 'size')::int,
-            (d.chunking ->> 'overlap')::int
+            (d.chunking ->> 'overlap')::int, coalesce((d.chunking ->> 'min_size')::int, 0),
+            rag._separators(d.chunking)
         ) as c
         cross join lateral (select rag._hash(c.content) as content_hash) as h
         where
@@ -488,7 +590,11 @@ create or replace function rag.put(
     strategy text default null,
     chunk_size int default null,
     chunk_overlap int default null,
-    language text default null
+    language text default null,
+    preset text default null,
+    min_chunk_size int default null,
+    separators text[] default null,
+    lifetime interval default null
 )
     returns bigint
     language plpgsql
@@ -512,13 +618,15 @@ begin
         array[put.title],
         array[coalesce(put.metadata, '{}')],
         put.strategy, put.chunk_size, put.chunk_overlap, put.language,
-        0::smallint
+        0::smallint, put.preset, put.min_chunk_size, put.separators, put.lifetime
     ) as d;
     return v_document;
 end
 $$;
 
-comment on function rag.put(text, text, text, jsonb, text, text, int, int, text) is
+comment on function rag.put(
+    text, text, text, jsonb, text, text, int, int, text, text, int, text[], interval
+) is
     'Insert or replace a document by its uri (without one, by its content); returns its id. '
     'The same again is a no-op; searchable by its words at commit, by meaning once embedded.';
 
@@ -541,7 +649,11 @@ create or replace function rag.put_many(
     strategy text default null,
     chunk_size int default null,
     chunk_overlap int default null,
-    language text default null
+    language text default null,
+    preset text default null,
+    min_chunk_size int default null,
+    separators text[] default null,
+    lifetime interval default null
 )
     returns table (uri text, document_id bigint, chunks int, status text)
     language plpgsql
@@ -611,12 +723,15 @@ begin
         put_many.collection, v_contents, v_uris, v_titles, v_metadatas,
         put_many.strategy, put_many.chunk_size, put_many.chunk_overlap, put_many.language,
         -- Behind single puts: whoever puts one document waits for it, a bulk load does not.
-        case when cardinality(v_uris) = 1 then 0 else 10 end::smallint
+        case when cardinality(v_uris) = 1 then 0 else 10 end::smallint,
+        put_many.preset, put_many.min_chunk_size, put_many.separators, put_many.lifetime
     ) as d;
 end
 $$;
 
-comment on function rag.put_many(jsonb, text, text, int, int, text) is
+comment on function rag.put_many(
+    jsonb, text, text, int, int, text, text, int, text[], interval
+) is
     'rag.put for an array of {content, uri, title, metadata}, all of them or none; one row each '
     'with its id, its number of chunks and inserted, updated or unchanged.';
 
@@ -671,7 +786,9 @@ $$;
 comment on function rag._check_item(jsonb, bigint) is
     'Raise the error for an element of put_many''s array that is no document.';
 
-create or replace function rag.delete(uri text, collection text default 'default')
+create or replace function rag.delete(
+    uri text, collection text default 'default', purge boolean default false
+)
     returns boolean
     language plpgsql
     volatile
@@ -682,13 +799,12 @@ create or replace function rag.delete(uri text, collection text default 'default
 as $$
 #variable_conflict use_column
 declare
-    v_tenant int;
+    v_tenant int := (select c.tenant_id from rag._context() as c);
     v_partition int;
     v_collection rag.collections;
     v_document bigint;
-    v_chunks bigint[];
+    v_past int := 0;
 begin
-    select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
     perform rag._lock_tenant(v_tenant);
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     v_collection := rag._collection(v_tenant, delete.collection);
@@ -699,24 +815,88 @@ begin
         and d.collection_id = v_collection.collection_id
         and d.uri = delete.uri
     for update;
-    if v_document is null then
-        return false;
+    if v_document is not null then
+        perform rag._delete_documents(
+            v_tenant, v_partition, array[v_document],
+            case when not coalesce(delete.purge, false) then v_collection.keep_deleted end
+        );
     end if;
-    select array_agg(c.chunk_id) into v_chunks
-    from rag.chunks as c
-    where
-        c.partition_id = v_partition
-        and c.tenant_id = v_tenant
-        and c.document_id = v_document;
-    perform rag._count_usage(
-        v_tenant, rag._measure(v_tenant, v_partition, array[v_document]), '{0,0,0}'
-    );
-    perform rag._delete_chunks(v_tenant, v_partition, coalesce(v_chunks, '{}'));
-    delete from rag.documents as d where d.tenant_id = v_tenant and d.document_id = v_document;
+    if delete.purge then
+        -- Those of documents deleted before, too, that had this uri.
+        v_past := rag._erase_past(v_tenant, array(
+            select p.document_id
+            from rag.past_documents as p
+            where
+                p.tenant_id = v_tenant
+                and p.collection_id = v_collection.collection_id
+                and p.uri = delete.uri
+        ));
+    end if;
     perform rag._fold_statistics(v_tenant, v_partition);
-    return true;
+    return v_document is not null or v_past > 0;
 end
 $$;
 
-comment on function rag.delete(text, text) is
-    'Delete the document of that uri with all that was made of it; false if there is none.';
+comment on function rag.delete(text, text, boolean) is
+    'Delete the document of that uri with all that was made of it, past versions included; false '
+    'if there is none. In a collection that keeps deleted documents it can be restored for so '
+    'long, unless purge is said.';
+
+create or replace function rag._delete_documents(
+    tenant_id int, partition_id int, documents bigint[], keep interval
+)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_erased bigint[] := _delete_documents.documents;
+begin
+    if _delete_documents.keep is not null then
+        -- What has expired is not to be restored.
+        v_erased := array(
+            select d.document_id
+            from rag.documents as d
+            where
+                d.tenant_id = _delete_documents.tenant_id
+                and d.document_id = any(_delete_documents.documents)
+                and d.expires_at <= statement_timestamp()
+        );
+        perform rag._archive(
+            _delete_documents.tenant_id, _delete_documents.partition_id,
+            rag._without(_delete_documents.documents, v_erased), _delete_documents.keep
+        );
+    end if;
+    perform rag._erase_past(_delete_documents.tenant_id, v_erased);
+    perform rag._count_usage(
+        _delete_documents.tenant_id,
+        rag._measure(
+            _delete_documents.tenant_id, _delete_documents.partition_id,
+            _delete_documents.documents
+        ),
+        '{0,0,0}'
+    );
+    perform rag._delete_chunks(
+        _delete_documents.tenant_id, _delete_documents.partition_id, array(
+            select c.chunk_id
+            from rag.chunks as c
+            where
+                c.partition_id = _delete_documents.partition_id
+                and c.tenant_id = _delete_documents.tenant_id
+                and c.document_id = any(_delete_documents.documents)
+        )
+    );
+    delete from rag.documents as d
+    where
+        d.tenant_id = _delete_documents.tenant_id
+        and d.document_id = any(_delete_documents.documents);
+end
+$$;
+
+comment on function rag._delete_documents(int, int, bigint[], interval) is
+    'Delete documents whose rows are locked; to be restored for so long, or with their past.';

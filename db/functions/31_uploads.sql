@@ -282,7 +282,7 @@ begin
         array[complete_upload.title],
         array[v_metadata],
         null, null, null, coalesce(v_upload.language, complete_upload.language), 0::smallint,
-        v_upload.tenant_id
+        null, null, null, null, v_upload.tenant_id
     ) as d;
     update rag.uploads as u
     set

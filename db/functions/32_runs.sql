@@ -300,7 +300,7 @@ begin
     select array_agg(d.document_id) into v_documents
     from rag._put_documents(
         (_import.collection).name, v_contents, v_uris, v_titles, v_metadatas,
-        'none', null, null, null, 10::smallint, _import.tenant_id
+        'none', null, null, null, 10::smallint, null, null, null, null, _import.tenant_id
     ) as d;
     insert into rag.run_documents (tenant_id, run_id, collection_id, uri, action)
     select _import.tenant_id, _import.run_id, (_import.collection).collection_id, u.uri, 'inserted'

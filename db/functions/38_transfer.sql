@@ -803,7 +803,8 @@ begin
     -- With the same ids, which are ids inside of a tenant. Jobs before embeddings: an embedder that
     -- stores one meanwhile leaves either here.
     foreach kind in array array[
-        'collections', 'collection_languages', 'documents', 'chunks', 'lexemes',
+        'collections', 'collection_languages', 'documents', 'past_documents', 'past_chunks',
+        'past_embeddings', 'chunks', 'lexemes',
         'lexical_statistics', 'lexeme_statistics', 'lexeme_deltas', 'jobs', 'embeddings',
         'eval_sets', 'eval_queries', 'judgements', 'eval_runs', 'eval_results'
     ] loop

@@ -207,7 +207,7 @@ comment on function rag._legs(
 ) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
 
 create or replace function rag._limit_per_document(
-    tenant_id int, partition_id int, chunks bigint[], max_per_document int, k int
+    tenant_id int, partition_id int, chunks bigint[], max_per_document int, k int, of_past boolean
 )
     returns int[]
     language plpgsql
@@ -223,10 +223,16 @@ begin
     -- The partition by its name: through rag.chunks twice as many locks are taken.
     execute format(
         'select array(select n.place from ('
-        'select g.place, row_number() over (partition by c.document_id order by g.place) as nth '
+        'select g.place, row_number() over (partition by %s order by g.place) as nth '
         'from unnest($2) with ordinality as g (chunk_id, place) '
-        'join rag_data.chunks_p%s as c on c.tenant_id = $1 and c.chunk_id = g.chunk_id) as n '
+        'left join rag_data.chunks_p%s as c on c.tenant_id = $1 and c.chunk_id = g.chunk_id) as n '
         'where n.nth <= $3 order by n.place limit $4)',
+        case
+            when _limit_per_document.of_past then
+                'coalesce(c.document_id, (select p.document_id from rag.past_chunks as p '
+                'where p.tenant_id = $1 and p.chunk_id = g.chunk_id limit 1))'
+            else 'c.document_id'
+        end,
         _limit_per_document.partition_id
     )
     into v_places
@@ -236,7 +242,7 @@ begin
 end
 $$;
 
-comment on function rag._limit_per_document(int, int, bigint[], int, int) is
+comment on function rag._limit_per_document(int, int, bigint[], int, int, boolean) is
     'The places in a list of the first k chunks, not more than so many of one document.';
 
 create or replace function rag._is_dedicated(tenant_id int)
@@ -299,6 +305,28 @@ comment on function rag._search_model(int, int, text) is
     'The model whose embeddings a search compares: the tenant''s active one, or the one named if '
     'his passages have embeddings of it.';
 
+create or replace function rag._has_expired(tenant_id int)
+    returns boolean
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
+as $$
+begin
+    return exists (
+        select
+        from rag.documents as d
+        where d.tenant_id = _has_expired.tenant_id and d.expires_at <= statement_timestamp()
+    );
+end
+$$;
+
+comment on function rag._has_expired(int) is
+    'Whether the tenant has documents whose time is up and that are not purged yet.';
+
 create or replace function rag._candidates(
     query text,
     k int,
@@ -310,6 +338,7 @@ create or replace function rag._candidates(
     min_score real,
     fusion text,
     max_per_document int,
+    as_of timestamptz,
     model text,
     out chunk_ids bigint[],
     out scores double precision[],
@@ -352,6 +381,8 @@ declare
     v_legs record;
     v_fused record;
     v_places int[];
+    v_is_trimmed boolean;
+    v_listed int;
 begin
     v_context := rag._context();
     perform rag._count_requests(v_context.tenant_id, 'searches');
@@ -418,12 +449,26 @@ begin
             'collection_id', v_collection.collection_id, 'filter', v_filter::text
         ));
     end if;
+    -- Documents that have expired are not found, though their chunks are there until the purge.
+    v_is_trimmed := _candidates.as_of is not null or rag._has_expired(v_context.tenant_id);
     loop
         v_legs := rag._legs(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
             _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
             v_vector, v_must, v_depth, v_within.chunks, v_facets, v_within.share
         );
+        v_listed := greatest(
+            cardinality(v_legs.lexical_chunks), cardinality(v_legs.semantic_chunks), 0
+        );
+        if v_is_trimmed then
+            v_legs := rag._valid_legs(
+                v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
+                _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
+                v_vector, v_must, v_depth, _candidates.as_of, v_legs.lexical_chunks,
+                v_legs.lexical_scores, v_legs.lexical_standards, v_legs.semantic_chunks,
+                v_legs.similarities, v_legs.semantic_standards
+            );
+        end if;
         v_fused := rag._fuse(
             v_context.tenant_id, v_context.partition_id, v_model.model_id,
             v_legs.lexical_chunks, v_legs.lexical_scores, v_legs.lexical_standards,
@@ -440,7 +485,7 @@ begin
         else
             v_places := rag._limit_per_document(
                 v_context.tenant_id, v_context.partition_id, v_fused.chunk_ids,
-                _candidates.max_per_document, _candidates.k
+                _candidates.max_per_document, _candidates.k, _candidates.as_of is not null
             );
         end if;
         if rag._is_traced() then
@@ -450,14 +495,11 @@ begin
                 'supports', v_fused.supports, 'places', v_places
             ));
         end if;
-        -- Documents with many passages may fill a list between them: look deeper until there are
-        -- enough others, or nothing is left.
+        -- Documents with many passages may fill a list between them, and so may what is not valid:
+        -- look deeper until there are enough others, or nothing is left.
         exit when cardinality(v_places) >= _candidates.k
-            or _candidates.max_per_document is null
-            or (
-                coalesce(cardinality(v_legs.lexical_chunks), 0) < v_depth
-                and coalesce(cardinality(v_legs.semantic_chunks), 0) < v_depth
-            );
+            or (_candidates.max_per_document is null and not v_is_trimmed)
+            or v_listed < v_depth;
         v_depth := 4 * v_depth;
     end loop;
     select
@@ -474,7 +516,7 @@ end
 $$;
 
 comment on function rag._candidates(
-    text, int, text, jsonb, vector, text, real, real, text, int, text
+    text, int, text, jsonb, vector, text, real, real, text, int, timestamptz, text
 ) is 'The best chunks of the caller''s tenant by id, without their text; see rag.search.';
 
 create or replace function rag._texts(chunks bigint[], neighbours int)
@@ -532,6 +574,7 @@ create or replace function rag._passages(
     fusion text,
     max_per_document int,
     neighbours int,
+    as_of timestamptz,
     model text
 )
     returns table (
@@ -581,8 +624,18 @@ begin
     v_found := rag._candidates(
         _passages.query, _passages.k, _passages.collection, _passages.filter,
         _passages.embedding, _passages.mode, _passages.lexical_weight, _passages.min_score,
-        _passages.fusion, _passages.max_per_document, _passages.model
+        _passages.fusion, _passages.max_per_document, _passages.as_of, _passages.model
     );
+    if _passages.as_of is not null then
+        return query
+        select p.*
+        from rag._past_passages(
+            v_found.chunk_ids, v_found.scores, v_found.lexical_ranks, v_found.lexical_scores,
+            v_found.semantic_ranks, v_found.similarities, v_found.query_embedding,
+            _passages.neighbours, _passages.as_of
+        ) as p;
+        return;
+    end if;
     return query
     select
         h.rank::int,
@@ -627,7 +680,7 @@ end
 $$;
 
 comment on function rag._passages(
-    text, int, text, jsonb, vector, text, real, real, text, int, int, text
+    text, int, text, jsonb, vector, text, real, real, text, int, int, timestamptz, text
 ) is 'The best chunks with their documents, which are read with the caller''s rights; see '
     'rag.search.';
 
@@ -643,6 +696,7 @@ create or replace function rag.search(
     fusion text default null,
     max_per_document int default null,
     neighbours int default 0,
+    as_of timestamptz default null,
     model text default null
 )
     returns table (
@@ -677,7 +731,8 @@ as $$
 begin
     -- By numbers, because the statement is printed in the context of every error.
     return query
-    select p.* from rag._passages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) as p;
+    select p.* from rag._passages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    as p;
     if search.embedding is null and search.mode <> 'lexical' then
         perform rag.prepare_query(search.query);
     end if;
@@ -685,10 +740,11 @@ end
 $$;
 
 comment on function rag.search(
-    text, int, text, jsonb, vector, text, real, real, text, int, int, text
+    text, int, text, jsonb, vector, text, real, real, text, int, int, timestamptz, text
 ) is
     'The k passages of the caller''s tenant that answer the query best, best first. '
     'query_embedding says what the semantic leg had: given (the caller''s vector), cached (the '
     'model''s for this text), words (the sum of its words'' vectors), or none: then the lexical '
     'leg served alone. With neighbours, content and offsets are those of the passage together with '
-    'so many chunks before and after it.';
+    'so many chunks before and after it. With as_of it is searched what there was at that time, as '
+    'far as past versions are kept.';

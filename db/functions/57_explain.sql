@@ -316,7 +316,7 @@ begin
     from rag.search(
         explain.query, explain.k, explain.collection, explain.filter, explain.embedding,
         explain.mode, explain.lexical_weight, explain.min_score, explain.fusion,
-        explain.max_per_document, explain.neighbours, explain.model
+        explain.max_per_document, explain.neighbours, null, explain.model
     ) as s;
     perform rag._note('passages', '{}');
     v_lines := current_setting('rag.trace');

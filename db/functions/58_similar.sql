@@ -59,7 +59,7 @@ begin
         p.collection_name
     from rag._passages(
         '', find_similar.k + 1, find_similar.collection, null, v_vector, 'semantic', null, null,
-        'linear', null, 0, null
+        'linear', null, 0, null, null
     ) as p
     where p.chunk_id <> find_similar.chunk_id
     order by p.similarity desc, p.chunk_id

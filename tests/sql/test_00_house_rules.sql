@@ -115,6 +115,9 @@ select set_eq(
         'upload', 'retry_upload', 'delete_upload', 'upload_progress', 'claim_uploads',
         'complete_upload', 'fail_upload', 'extend_upload', 'release_upload',
         'begin_run', 'note_run', 'end_run', 'import_documents', 'rollback_run',
+        'cite', 'count', 'delete_where', 'drop_collection', 'duplicates', 'get', 'history', 'list',
+        'patch_metadata', 'patch_metadata_where', 'purge', 'purge_all', 'rename_collection',
+        'restore', 'set_metadata', 'set_retention',
         -- reads no table; its parts are private
         'chunk',
         -- queue
@@ -135,10 +138,10 @@ select set_eq(
     'the functions that run with the owner''s rights are these'
 );
 
--- Private is what nobody may call. Eleven are granted all the same: row-level security asks
--- _policy_tenant as the caller, rag.search calls _passages, _context, _candidates and _texts as
--- the caller, and procedures, which have no rights of their own, the steps of a move and of
--- maintenance.
+-- Private is what nobody may call. Twelve are granted all the same: row-level security asks
+-- _policy_tenant as the caller, rag.search calls _passages, _past_passages, _context, _candidates
+-- and _texts as the caller, and procedures, which have no rights of their own, the steps of a move
+-- and of maintenance.
 select set_eq(
     $$
         select distinct f.name::text
@@ -147,10 +150,11 @@ select set_eq(
         where f.name like '\_%' and a.grantee <> f.owner
     $$,
     array[
-        '_policy_tenant', '_context', '_candidates', '_texts', '_passages', '_begin_move',
+        '_policy_tenant', '_context', '_candidates', '_texts', '_passages', '_past_passages',
+        '_begin_move',
         '_move_on', '_move', '_pool', '_begin_maintenance', '_maintain'
     ],
-    'no role may execute a private function, but for eleven'
+    'no role may execute a private function, but for twelve'
 );
 select is_empty(
     $$

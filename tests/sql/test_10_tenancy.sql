@@ -327,6 +327,8 @@ begin
     group by c.lease_token;
     perform rag._fold_statistics(c.tenant_id, c.partition_id, 0) from rag._context() as c;
     perform rag.put('more tunnels', 'four');
+    perform rag.set_retention('default', 2, null, null);
+    perform rag.put('wider tunnels', 'two');
     perform rag.add_judgements('set', '[{"query": "tunnels", "uri": "four"}]');
     perform rag.evaluate('set');
     perform rag.prepare_query('tunnels');

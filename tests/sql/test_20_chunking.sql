@@ -113,7 +113,12 @@ $$;
 
 select results_eq(
     $$ select * from pg_temp.refusal('select rag.chunk(''text'', ''semantic'')') $$,
-    $$ values ('strategy is ''semantic''', 'The strategies are recursive, markdown and none.') $$,
+    $$
+        values (
+            'strategy is ''semantic''',
+            'The strategies are recursive, markdown, token, sentence, code and none.'
+        )
+    $$,
     'who asks for an unknown strategy is told the known ones'
 );
 

@@ -843,10 +843,10 @@ from (values
     ('repeat(''x'', 201)', '22023', '201 characters'),
     ('''small''', '42710', 'one that is there'),
     ('''y'', ''missing''', '22023', 'an unknown strategy'),
-    ('''y'', null', '22023', 'strategy null'),
-    ('''y'', chunk_size => null', '22023', 'size null'),
+    ('''y'', preset => ''poem''', '22023', 'an unknown preset'),
+    ('''y'', min_chunk_size => 801', '22023', 'a minimum above the size'),
+    ('''y'', separators => array[''x'']', '22023', 'separators for Markdown'),
     ('''y'', chunk_size => 0', '22023', 'size 0'),
-    ('''y'', chunk_overlap => null', '22023', 'overlap null'),
     ('''y'', language => null', '22023', 'language null'),
     ('''y'', language => ''-''', '22023', 'the language -')
 ) as b (arguments, state, what);
