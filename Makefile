@@ -69,10 +69,10 @@ demo:
 	@unset DATABASE_URL; $(python) -m embedder demo $${docs:+"$$docs"}
 
 .PHONY: test
-# pytest-pgtap would print DATABASE_URL, with its password.
-test: lint ## Lint, then every test on an embedded server of its own
+# pytest-pgtap would print DATABASE_URL, with its password. Two processes, each with a server: half of the time is waiting.
+test: lint ## Lint, then every test on embedded servers of its own
 	@$(python) -m tests.pgtap >&2
-	@unset DATABASE_URL; $(python) -m pytest $(ARGS)
+	@unset DATABASE_URL; $(python) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-large
 test-large: $(ready) ## What takes long: a document of 50 MB, a tenant of 50,000 chunks, 100 moves

@@ -318,7 +318,7 @@ def test_the_healthcheck_tells_an_embedder_at_work_from_none(
             )
             return answer.returncode, answer.stdout.strip()
 
-        assert health() == (1, "not ready yet")
+        assert health() == (1, "not ready yet: starting")
         running = threads.submit(worker.run)
         try:
             row = connection.execute("select rag.put('Water boils at 100 degrees.')").fetchone()

@@ -230,6 +230,8 @@ def test_leftovers_go(connection: Connection) -> None:
     connection.execute("select rag.prepare_query('a question')")
     connection.execute("update rag.queries set created_at = now() - interval '2 days'")
     connection.execute("select rag.put('Some words.')")
+    connection.execute("select rag.put('Old words.', 'old', lifetime => interval '1 hour')")
+    connection.execute("update rag.documents set expires_at = now() where uri = 'old'")
     assert scalar(connection, "select count(*) from rag.lexeme_deltas") > 0
     connection.execute("call rag.maintain()")
     done = dict(
@@ -238,6 +240,8 @@ def test_leftovers_go(connection: Connection) -> None:
     assert done["fold"] == "done"
     assert done["drop table"] == "done"
     assert done["expire"] == "1 rows deleted"
+    assert done["purge"] == "done"
+    assert scalar(connection, "select count(*) from rag.documents where uri = 'old'") == 0
     assert done["drop partitions"].startswith("1 dropped")
     assert done["settle"] == "1 are settled"
     assert scalar(connection, "select count(*) from rag.lexeme_deltas") == 0

@@ -163,7 +163,7 @@ def test_searches_in_a_minute(owner: Connection, acme: Connection) -> None:
         "select item from rag.explain('common', mode => 'lexical')",
         # Called apart from rag.search, which any application may do.
         "select rag._passages('common', 1, null, null, null, 'lexical', null, null, null, null, 0,"
-        " null)",
+        " null, null)",
     ):
         acme.execute(call.encode())
     with acme.transaction(force_rollback=True):

@@ -223,6 +223,25 @@ begin
     where e.rows > 0;
 
     return query
+    select
+        'purge', null::int, 'rag.documents',
+        format('%s have expired, %s past versions are due', e.expired, e.past)
+    from (
+        select
+            (
+                select count(*)
+                from rag.documents as d
+                where d.expires_at <= statement_timestamp()
+            ) as expired,
+            (
+                select count(*)
+                from rag.past_documents as p
+                where p.purge_at <= statement_timestamp()
+            ) as past
+    ) as e
+    where e.expired + e.past > 0;
+
+    return query
     select 'drop partitions', null::int, null::text, format('%s are of nobody', count(*))
     from rag.partitions as p
     where
@@ -733,6 +752,8 @@ begin
             return case when v_last is null then 'done' else '' end;
         when 'expire' then
             return format('%s rows deleted', rag._expire(v_step.object));
+        when 'purge' then
+            return case when rag.purge_all(500) < 500 then 'done' else '' end;
         when 'drop partitions' then
             select count(*) into v_before from rag.partitions as p;
             perform rag.drop_empty_partitions();

@@ -287,7 +287,8 @@ begin
                 and not coalesce(c.reloptions, '{}')
                 && '{security_invoker=true,security_invoker=on}'
             union all
-            -- In other schemas too: a view reads with the rights of its owner.
+            -- In other schemas too: a view reads with the rights of its owner. A temporary one is
+            -- of the session that made it, which has those rights anyway.
             select format('%s reads %s', v.oid::regclass, t.name)
             from rag._tables() as t
             join pg_depend as d
@@ -298,6 +299,7 @@ begin
             where
                 v.oid <> t.oid
                 and t.is_of_tenants
+                and v.relpersistence <> 't'
                 and v.relnamespace not in ('rag'::regnamespace, 'rag_data'::regnamespace)
                 and (
                     v.relkind = 'm'
