@@ -200,6 +200,26 @@ declare
     v_chunks bigint := (select coalesce(sum(c.chunks), 0) from rag._tenant_chunks() as c);
     v_roots regclass[];
 begin
+    -- Before the statistics are folded, which it changes.
+    return query
+    select
+        'purge', null::int, 'rag.documents',
+        format('%s have expired, %s past versions are due', e.expired, e.past)
+    from (
+        select
+            (
+                select count(*)
+                from rag.documents as d
+                where d.expires_at <= statement_timestamp()
+            ) as expired,
+            (
+                select count(*)
+                from rag.past_documents as p
+                where p.purge_at <= statement_timestamp()
+            ) as past
+    ) as e
+    where e.expired + e.past > 0;
+
     return query
     select 'fold', null::int, 'rag.lexeme_deltas', format('%s rows wait', count(*))
     from rag.lexeme_deltas as d
@@ -221,25 +241,6 @@ begin
         where c.completed_at < clock_timestamp() - interval '1 hour'
     ) as e
     where e.rows > 0;
-
-    return query
-    select
-        'purge', null::int, 'rag.documents',
-        format('%s have expired, %s past versions are due', e.expired, e.past)
-    from (
-        select
-            (
-                select count(*)
-                from rag.documents as d
-                where d.expires_at <= statement_timestamp()
-            ) as expired,
-            (
-                select count(*)
-                from rag.past_documents as p
-                where p.purge_at <= statement_timestamp()
-            ) as past
-    ) as e
-    where e.expired + e.past > 0;
 
     return query
     select 'drop partitions', null::int, null::text, format('%s are of nobody', count(*))
