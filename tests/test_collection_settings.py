@@ -215,6 +215,22 @@ def test_a_big_collection_is_indexed_in_batches(connection: Connection[Any], dat
     recounted(connection)
 
 
+def test_a_language_is_there_for_all(connection: Connection[Any]) -> None:
+    connection.execute("select rag.set_tenant('default')")
+    connection.execute("create text search configuration pg_temp.evil (copy = english)")
+    connection.execute("create schema own")
+    connection.execute("create text search configuration own.hidden (copy = english)")
+    for name in ("pg_temp.evil", "evil", "own.hidden"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="unknown language"):
+            connection.execute("select rag.put('foo', 'ts', language => %s)", [name])
+    connection.execute("grant usage on schema own to public")
+    connection.execute("select rag.put('foo', 'ts', language => 'own.hidden')")
+    connection.execute("select rag.put('bars', 'english')")
+    connection.execute("drop schema own cascade")
+    # It takes its own words along, not the search.
+    assert connection.execute("select uri from rag.search('bar')").fetchall() == [("english",)]
+
+
 def test_a_search_is_whole_while_chunks_are_indexed(connection: Connection[Any]) -> None:
     for start in range(0, 1000, 250):
         put(connection, random.Random(start), start, start + 250)

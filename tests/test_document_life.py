@@ -228,6 +228,28 @@ def test_what_is_deleted_comes_back_until_it_is_purged(connection: Connection) -
     assert value(connection, "select count(*) from rag.past_embeddings") == 0
 
 
+def test_versions_of_one_number_are_told_apart_by_a_restore(connection: Connection) -> None:
+    keep(connection, 5, "1 day")
+    put(connection, "one")
+    value(connection, "select rag.delete('shop')")
+    put(connection, "two")
+    put(connection, "three")
+    # As they were numbered before puts that waited for a delete were told of it.
+    connection.execute("update rag.past_documents set version = 1")
+    connection.execute("update rag.documents set version = 2")
+    assert len(rows(connection, "select * from rag.get('shop', at_version => 1)")) == 1
+    connection.execute("update rag.past_documents set version = 2 where is_deleted")
+    connection.execute("select rag.restore('shop', 2)")
+    assert rows(connection, "select content from rag.get('shop')") == [("one",)]
+    history = rows(connection, "select h.version, h.document_id from rag.history('shop') as h")
+    assert len({version for version, _ in history}) == len(history) == 4
+    assert len({document for _, document in history}) == 1
+    assert [
+        rows(connection, "select content from rag.get('shop', at_version => %s)", version)
+        for version, _ in history
+    ] == [[("one",)], [("three",)], [("two",)], [("one",)]]
+
+
 def test_the_purge_erases_what_is_due(connection: Connection) -> None:
     keep(connection, 2, "1 millisecond")
     put(connection, OLD)
@@ -445,6 +467,14 @@ def test_an_import_loses_nothing_and_tells_what_is_wrong(database: str, role: Ro
         app.execute("update incoming set content = 'mended', metadata = null, error = null")
         assert rows(app, "call rag.import('incoming')") == [(2, 0)]
         assert value(app, "select count(*) from incoming") == 0
+        # A row that inherits has the place of one of the table, which must not stand for it.
+        app.execute("create temporary table more () inherits (incoming)")
+        app.execute("insert into incoming (content, uri) values ('x', 'u50'), ('', 'none')")
+        app.execute("insert into more (content, uri) values ('y', 'u51'), ('z', 'u52')")
+        assert rows(app, "call rag.import('incoming')") == [(1, 1)]
+        assert rows(app, "select uri, error from more order by 1") == [
+            ("u51", None), ("u52", None),
+        ]  # fmt: skip
         app.execute("create temporary table wrong (content text)")
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="lacks columns"):
             app.execute("call rag.import('wrong')")

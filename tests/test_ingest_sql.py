@@ -315,6 +315,25 @@ def test_a_put_that_waits_for_a_delete_makes_a_new_document(sessions: Sessions) 
     assert_sound(first)
 
 
+def test_a_put_that_waits_for_a_delete_goes_on_counting_versions(sessions: Sessions) -> None:
+    first, second = sessions.open(), sessions.open()
+    first.execute("select rag.create_collection('kept')")
+    first.execute("select rag.set_retention('kept', 5, null, '1 day')")
+    first.execute("select rag.put('one', 'u', collection => 'kept')")
+    first.execute("begin")
+    first.execute("select rag.delete('u', 'kept')")
+    waiting = second.start("select rag.put('two', 'u', collection => 'kept')")
+    first.execute("commit")
+    waiting.result()
+    first.execute("select rag.put('three', 'u', collection => 'kept')")
+    history = "select version, state from rag.history('u', 'kept')"
+    assert first.execute(history) == [(3, "current"), (2, "past"), (1, "deleted")]
+    assert first.execute("select content from rag.get('u', 'kept', 1)") == [("one",)]
+    first.execute("select rag.restore('u', 1, 'kept')")
+    assert first.execute("select content from rag.get('u', 'kept')") == [("one",)]
+    assert [version for version, _ in first.execute(history)] == [4, 3, 2, 1]
+
+
 def test_a_put_that_waits_for_a_delete_rolled_back_finds_the_document(sessions: Sessions) -> None:
     first, second = sessions.open(), sessions.open()
     old = first.execute("select rag.put('one', 'u')")

@@ -151,6 +151,37 @@ def test_puts_in_a_minute(owner: Connection, acme: Connection) -> None:
     acme.execute("select uri from rag.search('common')")
 
 
+def test_imports_are_puts_in_a_minute(owner: Connection, acme: Connection) -> None:
+    for n in range(4):
+        put(acme, f"u{n}")
+    said = [line for (line,) in acme.execute("select line from rag.export_tenant('acme')")]
+    acme.execute("select rag.delete(d.uri) from rag.documents as d")
+    owner.execute("select rag.set_quota('acme', puts_per_minute => 5)")
+    early_in_a_minute()
+    acme.execute("select * from rag.import_lines('acme', %s)", [said])
+    # What is there already costs no more than the call.
+    acme.execute("select * from rag.import_lines('acme', %s)", [said])
+    with pytest.raises(psycopg.Error) as refusal:
+        acme.execute("select * from rag.import_lines('acme', %s)", [said])
+    assert refusal.value.sqlstate == "RG021"
+    owner.execute("select * from rag.import_lines('acme', %s)", [said])
+
+
+def test_quotas_of_a_clone_hold(owner: Connection) -> None:
+    owner.execute("select rag.set_quota('acme', puts_per_minute => 1, searches_per_minute => 1)")
+    [(first, *_)] = owner.execute("select line from rag.export_tenant('acme') limit 1").fetchall()
+    owner.execute("select * from rag.clone_tenant('acme', 'cloned')")
+    owner.execute("select rag.create_tenant('imported')")
+    owner.execute("select * from rag.import_lines('imported', %s)", [[first]])
+    for name in ("cloned", "imported"):
+        owner.execute("select rag.set_tenant(%s)", [name])
+        early_in_a_minute()
+        put(owner, "one")
+        refused(owner, "select rag.put('x', 'two')", "RG021")
+        owner.execute("select * from rag.search('x')")
+        refused(owner, "select * from rag.search('x')", "RG021")
+
+
 def test_searches_in_a_minute(owner: Connection, acme: Connection) -> None:
     put(acme, "one")
     with acme.transaction():
@@ -282,6 +313,8 @@ def test_a_suspended_tenant_does_nothing_and_loses_nothing(
         "select rag.create_collection('x')",
         "select rag.current_tenant()",
         "select * from rag.usage()",
+        "select * from rag.export_tenant('acme')",
+        "select * from rag.import_lines('acme', '{}')",
     ]
     for call in calls:
         error = refused(acme, call, "RG022")
@@ -302,6 +335,10 @@ def test_a_suspended_tenant_does_nothing_and_loses_nothing(
         "select u.is_suspended, u.documents from rag.usage() as u where u.tenant = 'acme'"
     ).fetchall()
     assert row == (True, 1)
+    # An administrator may carry it elsewhere.
+    assert owner.execute(
+        "select count(*) from rag.export_tenant('acme') as x where x.line like '%\"document\"%'"
+    ).fetchone() == (1,)
     # The other one is as ever.
     owner.execute("select rag.set_tenant('globex')")
     put(owner, "other")

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from embedder.__main__ import main
+from tests.attacks.arena import KEY, SECRET, claims, sign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +186,60 @@ def test_a_line_that_is_none_is_refused(connection: Connection, line: str, state
     assert caught.value.sqlstate == state
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "given", "state"),
+    [
+        ("collection", "chunk_size", 2000000000, "22023"),
+        ("collection", "strategy", "no such", "22023"),
+        ("collection", "language", "no such", "22023"),
+        ("collection", "k1", -1, "22023"),
+        ("collection", "fusion", "no such", "22023"),
+        ("collection", "lifetime", "-1 day", "22023"),
+        ("document", "language", "no such", "22023"),
+        ("document", "version", 2147483647, "22023"),
+        ("document", "version", 0, "22023"),
+        ("document", "updated_at", "infinity", "22023"),
+        ("document", "created_at", "-infinity", "22023"),
+        ("document", "expires_at", "infinity", "22023"),
+        ("document", "chunking", {"strategy": "markdown", "size": 2000000000}, "22023"),
+    ],
+)
+def test_what_no_put_makes_is_not_imported(
+    connection: Connection, kind: str, key: str, given: object, state: str
+) -> None:
+    connection.execute("select rag.set_tenant('default')")
+    connection.execute("select rag.put('one', 'x')")
+    said = [json.loads(line) for line in lines(connection, "default")]
+    connection.execute("select rag.create_tenant('copy')")
+    for line in said:
+        if line["kind"] == kind:
+            line["settings" if kind == "collection" else kind][key] = given
+    with pytest.raises(psycopg.Error) as caught:
+        connection.execute(
+            "select * from rag.import_lines('copy', %s)", [[json.dumps(line) for line in said]]
+        )
+    assert caught.value.sqlstate == state
+
+
+def test_imported_embeddings_have_length_1(connection: Connection) -> None:
+    connection.execute("select rag.set_tenant('default')")
+    connection.execute("select rag.put('one', 'x')")
+    connection.execute(EMBED)
+    said = [json.loads(line) for line in lines(connection, "default")]
+    for line in said:
+        if line["kind"] == "chunks":
+            [label] = line["chunks"][0]["embeddings"]
+            line["chunks"][0]["embeddings"][label] = str([3] * 384)
+    connection.execute("select rag.create_tenant('copy')")
+    connection.execute(
+        "select * from rag.import_lines('copy', %s)", [[json.dumps(line) for line in said]]
+    )
+    assert connection.execute(
+        "select round(l2_norm(e.embedding)::numeric, 2) from rag.embeddings as e "
+        "join rag.tenants as t using (tenant_id) where t.name = 'copy'"
+    ).fetchall() == [(1,)]
+
+
 def test_embeddings_of_another_model_are_not_taken(connection: Connection) -> None:
     furnish(connection, "acme")
     said = lines(connection, "acme")
@@ -227,6 +282,49 @@ def test_only_who_may_act_as_a_tenant_exports_it(connection: Connection, role: R
     administrator = role("acme", member_of=("rag_admin",))
     with psycopg.connect(administrator.url, autocommit=True) as session:
         assert lines(session, "acme")[1:] == [line for line in said[1:] if '"grant"' not in line]
+
+
+def test_a_token_exports_its_own_tenant_alone(connection: Connection, role: RoleFactory) -> None:
+    for name in ("acme", "globex"):
+        connection.execute("select rag.create_tenant(%s)", [name])
+    connection.execute("select rag.set_tenant('acme')")
+    connection.execute("select rag.add_token_key(%s, %s)", [KEY, SECRET])
+    row = [sign(claims("acme"))]
+    with psycopg.connect(role("acme", "globex").url, autocommit=True) as session:
+        with session.transaction():
+            session.execute("select rag.authenticate(%s)", row)
+            assert lines(session, "acme")
+        for call in (
+            "select * from rag.export_tenant('globex')",
+            "select * from rag.import_lines('globex', '{}')",
+        ):
+            with session.transaction(force_rollback=True):
+                session.execute("select rag.authenticate(%s)", row)
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is not one of"):
+                    session.execute(call.encode())
+        connection.execute("select rag.suspend_tenant('acme')")
+        with session.transaction(force_rollback=True):
+            session.execute("select rag.authenticate(%s)", row)
+            with pytest.raises(psycopg.Error) as error:
+                lines(session, "acme")
+            assert error.value.sqlstate == "RG022"
+
+
+def test_an_import_goes_on_counting_versions(connection: Connection) -> None:
+    connection.execute("select rag.set_tenant('default')")
+    connection.execute("select rag.set_retention('default', 5, null, '1 day')")
+    connection.execute("select rag.put('one', 'x')")
+    said = lines(connection, "default")
+    connection.execute("select rag.delete('x')")
+    connection.execute("select * from rag.import_lines('default', %s)", [said])
+    connection.execute("select rag.put('two', 'x')")
+    assert connection.execute("select version from rag.history('x')").fetchall() == [
+        (3,), (2,), (1,),
+    ]  # fmt: skip
+    connection.execute("select rag.restore('x', 1)")
+    assert connection.execute("select content, version from rag.get('x')").fetchall() == [
+        ("one", 4)
+    ]
 
 
 def test_export_and_import_by_command(

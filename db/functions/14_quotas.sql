@@ -165,6 +165,38 @@ return to_regclass(format('rag_data.%I', kind || '_t' || tenant_id));
 comment on function rag._counter(int, text) is
     'The sequence that counts a tenant''s puts or searches, or null.';
 
+create or replace function rag._create_counters(tenant_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_name text;
+begin
+    -- They stay where a limit is lifted: requests that have read the limit still count.
+    for v_name in
+        select k.kind || '_t' || t.tenant_id
+        from rag.tenants as t
+        cross join lateral (
+            values ('puts', t.puts_per_minute), ('searches', t.searches_per_minute)
+        ) as k (kind, allowed)
+        where
+            t.tenant_id = _create_counters.tenant_id
+            and k.allowed is not null
+            and rag._counter(t.tenant_id, k.kind) is null
+    loop
+        execute format('create unlogged sequence rag_data.%I', v_name);
+    end loop;
+end
+$$;
+
+comment on function rag._create_counters(int) is
+    'Create the sequences that count a tenant''s requests, where it has a limit of them.';
+
 create or replace function rag._drop_counters(tenant_id int)
     returns void
     language plpgsql
@@ -304,13 +336,7 @@ begin
         puts_per_minute = set_quota.puts_per_minute,
         searches_per_minute = set_quota.searches_per_minute
     where t.tenant_id = v_tenant;
-    -- They stay where a limit is lifted: requests that have read the limit still count.
-    if set_quota.puts_per_minute is not null and rag._counter(v_tenant, 'puts') is null then
-        execute format('create unlogged sequence rag_data.puts_t%s', v_tenant);
-    end if;
-    if set_quota.searches_per_minute is not null and rag._counter(v_tenant, 'searches') is null then
-        execute format('create unlogged sequence rag_data.searches_t%s', v_tenant);
-    end if;
+    perform rag._create_counters(v_tenant);
 end
 $$;
 

@@ -21,16 +21,23 @@ begin
         -- looked up, because '-' and every number pass for a regconfig until they are used.
         select c.oid::regconfig::text into v_language
         from pg_ts_config as c
-        where c.oid = _language.language::regconfig;
+        join pg_namespace as n on n.oid = c.cfgnamespace
+        -- What one session has made for itself, no other one finds.
+        where
+            c.oid = _language.language::regconfig
+            and n.nspname !~ '^pg_temp_'
+            and has_schema_privilege('rag_app', n.oid, 'usage');
     exception
         when undefined_object or invalid_name or invalid_schema_name or invalid_parameter_value
-            or syntax_error or feature_not_supported or numeric_value_out_of_range then
+            or syntax_error or feature_not_supported or numeric_value_out_of_range
+            or insufficient_privilege then
             v_language := null;
     end;
     if v_language is null then
         raise exception 'unknown language "%"', _language.language using
             errcode = 'invalid_parameter_value',
-            detail = 'A language is the name of a text search configuration.',
+            detail = 'A language is the name of a text search configuration that is there for all, '
+            'neither a temporary one nor in a schema that not everybody may use.',
             hint = 'select cfgname from pg_ts_config lists them; ''simple'' fits every language.';
     end if;
     return v_language;

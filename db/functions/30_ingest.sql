@@ -122,7 +122,6 @@ declare
     v_chunking jsonb;
     v_language text;
     v_expires_at timestamptz;
-    v_is_kept boolean;
     v_has_expiry boolean;
     v_expired bigint[];
     v_inserted bigint[] := '{}';
@@ -143,8 +142,6 @@ begin
     v_expires_at := now() + rag._check_lifetime(
         coalesce(_put_documents.lifetime, v_collection.lifetime)
     );
-    -- What was deleted or replaced under a uri goes on being counted.
-    v_is_kept := v_collection.versions > 1 or v_collection.keep_deleted is not null;
     v_language := coalesce(rag._language(_put_documents.language), v_collection.language);
 
     if not exists (
@@ -167,17 +164,11 @@ begin
     with added as (
         insert into rag.documents as d (
             tenant_id, collection_id, uri, title, metadata, content, content_hash, language,
-            chunking, version, expires_at
+            chunking, expires_at
         )
         select distinct on (g.uri)
             v_tenant, v_collection.collection_id, g.uri, g.title, g.metadata, g.content,
-            rag._hash(g.content), v_language, v_chunking,
-            case
-                when v_is_kept then
-                    rag._next_version(v_tenant, v_collection.collection_id, g.uri)
-                else 1
-            end,
-            v_expires_at
+            rag._hash(g.content), v_language, v_chunking, v_expires_at
         from unnest(
             _put_documents.contents, _put_documents.uris, _put_documents.titles,
             _put_documents.metadatas
@@ -190,6 +181,9 @@ begin
     )
     select coalesce(array_agg(a.document_id), '{}') into v_inserted
     from added as a;
+    -- What was deleted under a uri goes on being counted. By now, and not in the statement that
+    -- inserts: that one may have waited for the delete, and does not see what it left behind.
+    perform rag._number_documents(v_tenant, v_inserted);
 
     -- 2. What differs? Another text, language or way of chunking: chunk it again. Another title
     --    or other metadata: only those are written.

@@ -71,7 +71,9 @@ begin
         and p.collection_id = v_collection.collection_id
         and p.uri = get.uri
         and p.version = get.at_version
-        and rag._is_open(p);
+        and rag._is_open(p)
+    order by p.valid_to desc
+    limit 1;
 end
 $$;
 

@@ -55,10 +55,11 @@ begin
     end if;
     imported := 0;
     failed := 0;
+    -- Only: a place is one of the table itself, and tables that inherit from it have the same ones.
     execute format(
         'select array_agg(b.ctid), array_agg(jsonb_build_object(''content'', b.content::text, '
         '''uri'', b.uri::text, ''title'', b.title::text, ''metadata'', b.metadata)) '
-        'from (select s.ctid, s.content, s.uri, s.title, s.metadata from %s as s '
+        'from (select s.ctid, s.content, s.uri, s.title, s.metadata from only %s as s '
         'where s.error is null limit $1 for update skip locked) as b',
         import_batch.source
     )
@@ -92,14 +93,14 @@ begin
                     get stacked diagnostics
                         v_error = message_text, v_detail = pg_exception_detail;
                     execute format(
-                        'update %s as s set error = $2 where s.ctid = $1', import_batch.source
+                        'update only %s as s set error = $2 where s.ctid = $1', import_batch.source
                     )
                     using v_places[i], concat_ws(': ', v_error, nullif(v_detail, ''));
                     failed := failed + 1;
             end;
         end loop;
     end if;
-    execute format('delete from %s as s where s.ctid = any($1)', import_batch.source)
+    execute format('delete from only %s as s where s.ctid = any($1)', import_batch.source)
     using v_done;
     imported := cardinality(v_done);
 end
@@ -108,7 +109,7 @@ $$;
 comment on function rag.import_batch(regclass, text, int) is
     'Put the next documents of a table with the columns content, uri, title, metadata and error: '
     'those that are put leave the table, those that cannot be stay in it with their error. Both '
-    'numbers are 0 when only such are left.';
+    'numbers are 0 when only such are left. Tables that inherit from it are left alone.';
 
 create or replace procedure rag.import(
     source regclass,

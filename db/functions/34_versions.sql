@@ -20,6 +20,81 @@ $$;
 comment on function rag._next_version(int, int, text) is
     'The number of the first version of a document: one more than those deleted under its uri.';
 
+create or replace function rag._number_documents(tenant_id int, documents bigint[])
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+begin
+    if not exists (
+        select
+        from rag.past_documents as p
+        where p.tenant_id = _number_documents.tenant_id
+    ) then
+        return;
+    end if;
+    update rag.documents as d
+    set version = rag._next_version(d.tenant_id, d.collection_id, d.uri)
+    where
+        d.tenant_id = _number_documents.tenant_id
+        and d.document_id = any(_number_documents.documents)
+        and d.version < rag._next_version(d.tenant_id, d.collection_id, d.uri);
+end
+$$;
+
+comment on function rag._number_documents(int, bigint[]) is
+    'Have the versions of documents that were just inserted follow those deleted under their uris.';
+
+create or replace function rag._join_past(tenant_id int, deleted bigint, document bigint)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+#variable_conflict use_column
+declare
+    v_last int := (
+        select max(p.version)
+        from rag.past_documents as p
+        where p.tenant_id = _join_past.tenant_id and p.document_id = _join_past.deleted
+    );
+    v_current int := (
+        select d.version
+        from rag.documents as d
+        where d.tenant_id = _join_past.tenant_id and d.document_id = _join_past.document
+    );
+    v_first int := (
+        select least(min(p.version), v_current)
+        from rag.past_documents as p
+        where p.tenant_id = _join_past.tenant_id and p.document_id = _join_past.document
+    );
+begin
+    if v_first <= v_last then
+        -- Numbers of both, from before they were kept apart: what came later goes behind.
+        update rag.past_documents as p
+        set version = p.version + greatest(v_last, v_current)
+        where p.tenant_id = _join_past.tenant_id and p.document_id = _join_past.document;
+        update rag.documents as d
+        set version = d.version + greatest(v_last, v_current)
+        where d.tenant_id = _join_past.tenant_id and d.document_id = _join_past.document;
+    end if;
+    update rag.past_documents as p
+    set document_id = _join_past.document, purge_at = null
+    where p.tenant_id = _join_past.tenant_id and p.document_id = _join_past.deleted;
+end
+$$;
+
+comment on function rag._join_past(int, bigint, bigint) is
+    'Make the past of a document that was deleted that of the one that took its place.';
+
 create or replace function rag._check_lifetime(lifetime interval)
     returns interval
     language plpgsql
@@ -454,7 +529,7 @@ begin
         and p.uri = restore.uri
         and (restore.version is null or p.version = restore.version)
         and rag._is_open(p)
-    order by p.version desc
+    order by p.version desc, p.valid_to desc
     limit 1;
     if v_past.version is null then
         raise exception 'there is no such version' using
@@ -532,10 +607,7 @@ begin
         and j.chunk_id = a.chunk_id
         and j.model_id = a.model_id;
     if v_document <> v_past.document_id then
-        -- The document was deleted: its past is that of the one that took its place.
-        update rag.past_documents as p
-        set document_id = v_document, purge_at = null
-        where p.tenant_id = v_context.tenant_id and p.document_id = v_past.document_id;
+        perform rag._join_past(v_context.tenant_id, v_past.document_id, v_document);
         perform rag._prune_versions(
             v_context.tenant_id, array[v_document], v_collection.versions
         );

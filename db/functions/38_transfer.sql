@@ -12,17 +12,48 @@ create or replace function rag._tenant_of_caller(name text)
     set search_path = pg_catalog, public, pg_temp
 as $$
 declare
-    v_tenant int := rag._allowed_tenant(coalesce(_tenant_of_caller.name, ''));
+    v_name text := coalesce(_tenant_of_caller.name, '');
+    v_has_token boolean := coalesce(current_setting('rag.authenticated', true), '') <> '';
+    v_tenant int;
+    v_is_suspended boolean;
 begin
-    if v_tenant is null then
-        perform rag._refuse_tenant(coalesce(_tenant_of_caller.name, ''));
+    if v_has_token then
+        -- Nothing else counts, whatever was granted to the role.
+        v_tenant := rag._caller();
+        if v_tenant is null then
+            perform rag._refuse_caller();
+        end if;
+        if not exists (
+            select
+            from rag.tenants as t
+            where t.tenant_id = v_tenant and t.name = v_name
+        ) then
+            raise exception 'the token is not one of tenant "%"', v_name using
+                errcode = 'insufficient_privilege',
+                detail = 'A token is for one tenant.',
+                hint = 'Call rag.authenticate with a token of that tenant.';
+        end if;
+    else
+        v_tenant := rag._allowed_tenant(v_name);
+        if v_tenant is null then
+            perform rag._refuse_tenant(v_name);
+        end if;
+    end if;
+    select t.is_suspended into v_is_suspended
+    from rag.tenants as t
+    where t.tenant_id = v_tenant;
+    -- Who can let it go on may carry it elsewhere as well.
+    if v_is_suspended and (v_has_token or not pg_has_role(rag._role(), 'rag_admin', 'member')) then
+        perform rag._refuse_suspended(v_tenant);
     end if;
     return v_tenant;
 end
 $$;
 
 comment on function rag._tenant_of_caller(text) is
-    'The id of the tenant of that name if the caller may act as it, or rag.set_tenant''s error.';
+    'The id of the tenant of that name if the caller may act as it, or the error: that of '
+    'rag.set_tenant, that of a token for another one, or, unless an administrator calls, that of a '
+    'suspended tenant.';
 
 create or replace function rag._model_label(model rag.models)
     returns text
@@ -234,6 +265,84 @@ $$;
 comment on function rag._known_columns(regclass, jsonb, text[]) is
     'The columns of a table that an object of JSON has a key for, quoted.';
 
+create or replace function rag._check_imported_collection(name text, settings jsonb)
+    returns void
+    language plpgsql
+    stable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_given rag.collections := jsonb_populate_record(
+        null::rag.collections, _check_imported_collection.settings
+    );
+begin
+    perform rag._check_collection_name(_check_imported_collection.name);
+    perform rag._check_chunking(
+        v_given.strategy, v_given.chunk_size, v_given.chunk_overlap,
+        -- What an older version has exported says nothing of it.
+        coalesce(v_given.min_chunk_size, 0), v_given.separators
+    );
+    perform rag._check_ranking(
+        v_given.k1, v_given.b, v_given.title_weight, v_given.heading_weight, v_given.enrich,
+        v_given.enrich_weight, coalesce(v_given.lexical_weight, 0.5),
+        coalesce(v_given.fusion, 'standard')
+    );
+    perform rag._check_lifetime(v_given.lifetime);
+end
+$$;
+
+comment on function rag._check_imported_collection(text, jsonb) is
+    'Raise the error for settings in a line that rag.create_collection would not take.';
+
+create or replace function rag._check_imported_document(document jsonb)
+    returns void
+    language plpgsql
+    stable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_given rag.documents := jsonb_populate_record(
+        null::rag.documents, _check_imported_document.document
+    );
+    v_place constant text := format('Document %L', v_given.uri);
+begin
+    perform rag._check_document(
+        v_given.content, v_given.uri, v_given.title, v_given.metadata, v_place
+    );
+    perform rag._check_chunking(
+        v_given.chunking ->> 'strategy', (v_given.chunking ->> 'size')::int,
+        (v_given.chunking ->> 'overlap')::int,
+        coalesce((v_given.chunking ->> 'min_size')::int, 0), rag._separators(v_given.chunking)
+    );
+    perform rag._language(v_given.language);
+    if v_given.version not between 1 and 1000000000 then
+        raise exception 'invalid version' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%s has version %s.', v_place, v_given.version),
+            hint = 'Versions count from 1, to 1,000,000,000 at most in an import.';
+    end if;
+    -- A day for clocks that differ. Infinity is later than any of them.
+    if greatest(v_given.created_at, v_given.updated_at) > now() + interval '1 day'
+        or v_given.expires_at > now() + interval '1001 years'
+        or least(v_given.created_at, v_given.updated_at, v_given.expires_at) = '-infinity'
+    then
+        raise exception 'invalid time' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%s has created_at %s, updated_at %s, expires_at %s.', v_place,
+                v_given.created_at, v_given.updated_at,
+                coalesce(v_given.expires_at::text, 'null')),
+            hint = 'A document was put in the past, and expires within 1,000 years.';
+    end if;
+end
+$$;
+
+comment on function rag._check_imported_document(jsonb) is
+    'Raise the error for a document in a line that no put could have made.';
+
 create or replace function rag._import_collection(tenant_id int, line jsonb)
     returns boolean
     language plpgsql
@@ -248,6 +357,10 @@ declare
     v_columns text[];
     v_collection int;
 begin
+    perform rag._check_imported_collection(_import_collection.line ->> 'name', v_given);
+    -- Spelled as here.
+    v_given := v_given
+        || jsonb_build_object('language', rag._language(v_given ->> 'language'));
     select n.collection_id into v_collection
     from rag.collections as n
     where
@@ -257,7 +370,7 @@ begin
         v_collection := rag._add_collection(
             _import_collection.tenant_id, _import_collection.line ->> 'name',
             v_given ->> 'strategy', (v_given ->> 'chunk_size')::int,
-            (v_given ->> 'chunk_overlap')::int, rag._language(v_given ->> 'language')
+            (v_given ->> 'chunk_overlap')::int, v_given ->> 'language'
         );
     elsif exists (
         select
@@ -321,11 +434,7 @@ begin
             detail = 'The lines have a document of it, but not the collection itself.',
             hint = 'Import the lines in the order in which they were exported.';
     end if;
-    perform rag._check_document(
-        l.line -> 'document' ->> 'content', l.line -> 'document' ->> 'uri',
-        l.line -> 'document' ->> 'title', l.line -> 'document' -> 'metadata',
-        format('Document %L', l.line -> 'document' ->> 'uri')
-    )
+    perform rag._check_imported_document(l.line -> 'document')
     from unnest(_import_documents.lines) as l (line);
     for v_columns, v_lines in
         select g.columns, array_agg(g.line order by g.n)
@@ -349,12 +458,14 @@ begin
             'cross join lateral jsonb_populate_record(null::rag.documents, l.line -> ''document'') '
             'as r order by l.n '
             'on conflict on constraint documents_uri_is_unique do nothing '
-            'returning octet_length(content) as bytes) '
-            'select count(*) as documents, coalesce(sum(i.bytes), 0) as bytes from inserted as i',
+            'returning document_id, octet_length(content) as bytes) '
+            'select count(*) as documents, coalesce(sum(i.bytes), 0) as bytes, '
+            'coalesce(array_agg(i.document_id), ''{}'') as ids from inserted as i',
             array_to_string(v_columns, ', '), array_to_string(v_columns, ', r.')
         )
         into v_inserted
         using _import_documents.tenant_id, v_lines;
+        perform rag._number_documents(_import_documents.tenant_id, v_inserted.ids);
         imported := imported + v_inserted.documents;
         bytes := bytes + v_inserted.bytes;
     end loop;
@@ -463,8 +574,16 @@ begin
             -- it did so for each pair of them, and 200 lines took half a minute.
             with
             given as materialized (
-                select v.chunk_id, v.document_id, v.vector::halfvec as embedding
+                select
+                    v.chunk_id,
+                    v.document_id,
+                    -- One that has length 1 stays as it is, to the last bit.
+                    case
+                        when abs(l2_norm(h.embedding) - 1) > 0.01 then l2_normalize(h.embedding)
+                        else h.embedding
+                    end as embedding
                 from unnest(v_ids, v_documents, v_vectors) as v (chunk_id, document_id, vector)
+                cross join lateral (select v.vector::halfvec as embedding) as h
                 where v.vector is not null
             ),
             stored as (
@@ -588,6 +707,7 @@ begin
         puts_per_minute = (_import_settings.line -> 'settings' ->> 'puts_per_minute')::int,
         searches_per_minute = (_import_settings.line -> 'settings' ->> 'searches_per_minute')::int
     where t.tenant_id = _import_settings.tenant_id;
+    perform rag._create_counters(_import_settings.tenant_id);
     return true;
 end
 $$;
@@ -644,6 +764,8 @@ declare
     v_documents bigint := 0;
     v_chunks bigint := 0;
     v_bytes bigint := 0;
+    -- A call is work, whatever it brings.
+    v_puts int := 1;
 begin
     perform rag._require_fresh_snapshots('an import');
     perform rag._lock_tenant(v_tenant);
@@ -676,6 +798,8 @@ begin
             select d.imported, d.bytes into imported, v_bytes
             from rag._import_documents(v_tenant, v_of_kind) as d;
             v_documents := imported;
+            -- What is there already costs nothing, so that a repeated import gets further.
+            v_puts := greatest(1, imported);
         elsif kind = 'chunks' then
             imported := rag._import_chunks(v_tenant, v_partition, v_of_kind);
             v_chunks := imported;
@@ -696,6 +820,10 @@ begin
         skipped := skipped - imported;
         return next;
     end loop;
+    -- Whoever gives quotas may import past them in a minute; how much there is has its limit still.
+    if not pg_has_role(rag._role(), 'rag_admin', 'member') then
+        perform rag._count_requests(v_tenant, 'puts', v_puts);
+    end if;
     perform rag._count_usage(v_tenant, '{0,0,0}', array[v_documents, v_chunks, v_bytes]);
 end
 $$;
@@ -794,6 +922,7 @@ begin
     from rag.tenants as s
     where t.tenant_id = v_to and s.tenant_id = v_from
     returning t.partition_id into v_new;
+    perform rag._create_counters(v_to);
     perform rag._create_embedding_child(m.model_id, v_new)
     from rag.models as m
     where m.dropped_at is null;

@@ -170,6 +170,12 @@ begin
                 )
         );
     end if;
+    -- One that was dropped takes its own words along, not the search.
+    v_languages := array(
+        select l.language
+        from unnest(v_languages) as l (language)
+        where pg_input_is_valid(l.language, 'regconfig')
+    );
     v_query := rag._without_stop_words(_query_terms.query, v_languages);
     foreach v_language in array v_languages loop
         v_parsed := rag._parse_query(v_query, v_language);
