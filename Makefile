@@ -37,12 +37,12 @@ help: ## Show this list
 	@echo
 	@echo 'Variables:'
 	@echo '  PG=16                        the other Postgres of the embedded server (default 18), with data of its own'
-	@echo '  DATABASE_URL=postgresql://…  another server, for migrate, ingest, search, embedder and psql'
+	@echo '  DATABASE_URL=postgresql://…  another server, for migrate, ingest, search, embedder, maintain and psql'
 	@echo '  PYTHON=python3.12            the Python that makes .venv; TORCH_INDEX=… a further index, for CPU wheels of torch'
-	@echo "  ARGS='-k queue'              more arguments for pytest, eval or a benchmark"
+	@echo "  ARGS='-k queue'              more arguments for pytest, maintain, eval or a benchmark"
 	@echo '  DOCS=path                    what demo and ingest read'
 	@echo "  Q='how do I ...?'            the question of search"
-	@echo '  SIZE=100000                  how many chunks bench-data, bench-search and load work with'
+	@echo '  SIZE=100000                  how many chunks bench-data, bench-search, bench-peers, load and soak work with'
 
 .PHONY: setup
 setup: $(ready) ## Install the pinned packages into .venv (done once; repeated when the pins change)
@@ -162,6 +162,10 @@ schema: $(ready)
 embedder: $(ready) $(schema) ## Run the embedder in the foreground until Ctrl-C
 	@exec $(python) -m embedder run
 
+.PHONY: maintain
+maintain: $(ready) $(schema) ## Fold statistics, move tenants, rebuild indexes, analyze, tidy up (ARGS=--dry-run shows the plan)
+	@$(python) -m embedder maintain $(ARGS)
+
 .PHONY: ingest
 ingest: $(ready) $(schema) ## Ingest files: make ingest DOCS=path
 ingest: export docs := $(value DOCS)
@@ -191,10 +195,6 @@ bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside 
 .PHONY: bench-tenants
 bench-tenants: $(ready) ## Measure searches among 10,000 tenants of all sizes
 	@$(python) -m loadtests.tenants many $(ARGS)
-
-.PHONY: maintain
-maintain: $(ready) $(schema) ## Fold statistics, move tenants, rebuild indexes, analyze, tidy up (ARGS=--dry-run shows the plan)
-	@$(python) -m embedder maintain $(ARGS)
 
 # An environment of its own, which sees the packages of .venv behind its own ones.
 .PHONY: bench-peers

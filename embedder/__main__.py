@@ -14,12 +14,20 @@ import psycopg
 from embedder import __version__
 from embedder.commands import MODULES
 from embedder.database import reason
-from embedder.errors import RagdbError
+from embedder.errors import NotAllowedError, RagdbError
 
 ERROR = 1
 INTERRUPTED = 130
 # 128 + SIGPIPE, as of programs that do not catch it.
 BROKEN_PIPE = 141
+# Whose functions a command calls, for a login that may not.
+ROLES = {
+    "run": "rag_worker",
+    "wait": "rag_worker",
+    "maintain": "rag_admin",
+    "export": "rag_app",
+    "import": "rag_app",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except RagdbError as error:
+        if isinstance(error, NotAllowedError) and not error.hint and given[0] in ROLES:
+            error.hint = f"needs a login in role {ROLES[given[0]]}"
         print(f"error: {error}", file=sys.stderr)
         return ERROR
     except psycopg.Error as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from psycopg import sql
 
-from embedder.config import Settings
-from embedder.database import connect, translated
+from embedder import terminal
+from embedder.database import translated
+from embedder.errors import RagdbError
 from embedder.queries import QUERIES
 
 if TYPE_CHECKING:
@@ -21,11 +24,12 @@ if TYPE_CHECKING:
     from embedder.commands import Subparsers
 
 
-def exported(
-    database_url: str, tenant: str, *, embeddings: bool = True, grants: bool = False
-) -> Iterator[str]:
+_KIND: Final = re.compile(r'\{"kind" ?: ?"(\w+)"')
+
+
+def exported(tenant: str, *, embeddings: bool = True, grants: bool = False) -> Iterator[str]:
     """The lines of rag.export_tenant, as the server sends them: none waits for another one."""
-    with connect(database_url) as connection, connection.cursor() as cursor, translated():
+    with terminal.connect("export") as connection, connection.cursor() as cursor, translated():
         statement = sql.SQL(QUERIES["export_tenant"]).format(
             tenant=tenant, embeddings=embeddings, grants=grants
         )
@@ -56,18 +60,31 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(func=_run)
 
 
-def _run(options: argparse.Namespace) -> int:
-    settings = Settings.from_environment()
-    lines = exported(
-        settings.database_url,
-        options.tenant,
-        embeddings=not options.no_embeddings,
-        grants=options.grants,
-    )
+def _write(lines: Iterator[str], path: Path | None) -> Counter[str]:
+    """Write the lines; how many there are of each kind. Raises RagdbError if that cannot be."""
     # Nothing is made or overwritten for a tenant that is none.
-    first = next(lines)
-    with _opened(options.file) as file:
-        file.write(f"{first}\n")
-        for line in lines:
-            file.write(f"{line}\n")
+    line: str | None = next(lines)
+    kinds: Counter[str] = Counter()
+    try:
+        with _opened(path) as file:
+            while line is not None:
+                file.write(f"{line}\n")
+                if kind := _KIND.match(line):
+                    kinds[kind[1]] += 1
+                line = next(lines, None)
+    except OSError as error:
+        if path is None:
+            raise
+        raise RagdbError(f"cannot write {path}: {error.strerror or error}") from error
+    return kinds
+
+
+def _run(options: argparse.Namespace) -> int:
+    lines = exported(options.tenant, embeddings=not options.no_embeddings, grants=options.grants)
+    kinds = _write(lines, options.file)
+    print(
+        f"{options.file or 'standard output'}: {terminal.count(kinds['document'], 'document')} in "
+        f"{terminal.count(kinds['collection'], 'collection')} of tenant {options.tenant}",
+        file=sys.stderr,
+    )
     return 0

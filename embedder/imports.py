@@ -6,15 +6,16 @@ import contextlib
 import gzip
 import json
 import sys
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 import psycopg
 
-from embedder.config import Settings
-from embedder.database import connect, translated
+from embedder import terminal
+from embedder.database import translated
 from embedder.errors import RagdbError
 from embedder.queries import QUERIES
 
@@ -51,31 +52,87 @@ def batches(lines: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def import_lines(database_url: str, tenant: str, lines: Iterable[str]) -> Imported:
+def import_lines(tenant: str, lines: Iterable[str], source: str) -> Imported:
     """Store the lines of an export in a tenant, which is created if the role may and it is new.
 
-    Each batch is committed, and what is there already is skipped: after an error call it again.
-    Raises RagdbError if the lines end before their end.
+    Each batch is committed, the first one with the new tenant, and what is there already is
+    skipped: after an error call it again. `source` is the name that errors call the lines by.
+    Raises RagdbError if there are none, if one is none of an export, or if their end is missing.
     """
     done = Imported()
     last = ""
-    with connect(database_url) as connection, translated():
-        # Who may act as it already needs no right to create it.
-        with contextlib.suppress(
-            psycopg.errors.DuplicateObject, psycopg.errors.InsufficientPrivilege
-        ):
-            connection.execute(QUERIES["create_tenant"], {"name": tenant})
+    count = 0
+    with terminal.connect("import") as connection, translated():
         for batch in batches(lines):
-            rows = connection.execute(
-                QUERIES["import_lines"], {"tenant": tenant, "lines": batch}
-            ).fetchall()
+            try:
+                with connection.transaction():
+                    if count == 0:
+                        _create_tenant(connection, tenant)
+                    rows = connection.execute(
+                        QUERIES["import_lines"], {"tenant": tenant, "lines": batch}
+                    ).fetchall()
+            except psycopg.DataError as error:
+                for number, line in enumerate(batch, count + 1):
+                    if _kind(line) is None:
+                        raise RagdbError(
+                            f"line {number} of {source} is not a line of an export"
+                        ) from error
+                raise
             for kind, imported, skipped in rows:
                 done.imported[kind] += imported
                 done.skipped[kind] += skipped
             last = batch[-1]
-    if not last or json.loads(last).get("kind") != "end":
-        raise RagdbError("the export has no end: it was cut off", hint="what it has is imported")
+            count += len(batch)
+    if count == 0:
+        raise RagdbError(f"{source} is empty")
+    if _kind(last) != "end":
+        raise RagdbError(
+            f"{source} is cut off",
+            hint="what was read before is imported, call again with the whole file",
+        )
     return done
+
+
+def _create_tenant(connection: terminal.Connection, tenant: str) -> None:
+    # Who may act as it already needs no right to create it.
+    with (
+        contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.InsufficientPrivilege),
+        connection.transaction(),
+    ):
+        connection.execute(QUERIES["create_tenant"], {"name": tenant})
+
+
+def _kind(line: str) -> str | None:
+    """What a line of an export is of; None: it is no such line."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    kind = cast("dict[str, object]", told).get("kind") if isinstance(told, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def lines_of(path: Path | None, source: str) -> Iterator[str]:
+    """The whole lines of a file, or of standard input.
+
+    One that is cut off ends with the last whole line. Raises RagdbError if it cannot be read.
+    """
+    count = 0
+    try:
+        with _opened(path) as file:
+            for line in file:
+                if count and not line.endswith("\n") and _kind(line) is None:
+                    return
+                yield line
+                count += 1
+    except EOFError as error:
+        if count == 0:
+            raise RagdbError(f"{source} is cut off", hint="nothing of it can be read") from error
+    except UnicodeDecodeError as error:
+        raise RagdbError(f"cannot read {source}: it is no text in UTF-8") from error
+    except (OSError, zlib.error) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        raise RagdbError(f"cannot read {source}: {why or error}") from error
 
 
 @contextlib.contextmanager
@@ -99,9 +156,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = Settings.from_environment()
-    with _opened(options.file) as file:
-        done = import_lines(settings.database_url, options.tenant, file)
+    source = str(options.file or "standard input")
+    done = import_lines(options.tenant, lines_of(options.file, source), source)
     for kind in ("collection", "document", "chunks", "eval_set", "grant"):
         if done.imported[kind] or done.skipped[kind]:
             print(f"{kind}: {done.imported[kind]} imported, {done.skipped[kind]} skipped")

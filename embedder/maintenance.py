@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from embedder.config import Settings
-from embedder.database import connect, translated
+from embedder import terminal
+from embedder.database import translated
 from embedder.queries import QUERIES
 
 if TYPE_CHECKING:
@@ -39,14 +39,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = Settings.from_environment()
     given = {
         "promote_at": options.promote_at,
         "demote_at": options.demote_at,
         "bloat": options.bloat,
         "most_partitions": options.most_partitions,
     }
-    with connect(settings.database_url, name="ragdb maintain") as connection, translated():
+    with terminal.connect("maintain") as connection, translated():
         if options.dry_run:
             rows = connection.execute(QUERIES["maintenance_plan"], given).fetchall()
         else:

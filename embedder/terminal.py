@@ -13,7 +13,13 @@ from rich.text import Text
 
 from embedder import database
 from embedder.config import Settings
-from embedder.errors import NotMigratedError, RagdbError, UnreachableError, from_database
+from embedder.errors import (
+    NotMigratedError,
+    RagdbError,
+    TenantNotSetError,
+    UnreachableError,
+    from_database,
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -22,6 +28,7 @@ _IS_MIGRATED: Final = "select to_regnamespace('rag') is not null"
 
 # Undefined: schema, function, table, column. Each says that there is no ragdb, or an older one.
 _NOT_MIGRATED: Final = frozenset(("3F000", "42883", "42P01", "42703"))
+_NAME_TENANT: Final = "Name one: --tenant NAME"
 _REACH: Final = "Is the server running, and is DATABASE_URL right?"
 # Tabs and line feeds stay; escape sequences in a document must not reach the terminal.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -76,11 +83,13 @@ def _url() -> str:
 def explain(error: psycopg.Error | RagdbError) -> RagdbError:
     """An error of a command as one with a message, a detail and a hint for people."""
     if isinstance(error, RagdbError):
+        if isinstance(error, TenantNotSetError):
+            error.hint = _NAME_TENANT
         return error
     if error.sqlstate in _NOT_MIGRATED:
         return _not_migrated(error.diag.message_primary)
     if known := from_database(error):
-        return known
+        return explain(known)
     if error.sqlstate is None:
         return UnreachableError(
             detail=database.reason(error),

@@ -306,6 +306,7 @@ def test_tenants_are_kept_apart(
     code, _, err = ingest(tree, url=member.url)
     assert code == 1
     assert "error: no tenant is set" in err
+    assert "Name one: --tenant NAME" in err
 
 
 def test_a_database_without_ragdb_is_explained(

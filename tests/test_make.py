@@ -36,6 +36,7 @@ TARGETS = [
     "psql",
     "migrate",
     "embedder",
+    "maintain",
     "ingest",
     "search",
     "clean",

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from db import server as embedded
+
+if TYPE_CHECKING:
+    from tests.conftest import RoleFactory
 
 README = Path(__file__).parents[1] / "README.md"
 PROMPT = re.compile(r"^ragdb[=\-'(]# ")
@@ -113,6 +118,41 @@ def test_the_tenant_of_the_readme_works(server: embedded.Server, database: str) 
         psql(server, database, statements.replace("acme", "readme"))
     finally:
         psql(server, database, "drop role if exists readme_app;")
+
+
+def test_a_token_made_as_the_documentation_shows_is_taken(database: str, role: RoleFactory) -> None:
+    text = (README.parent / "docs" / "tenants.md").read_text("utf-8")
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102
+    with psycopg.connect(database, autocommit=True) as connection:
+        [(key,)] = connection.execute(
+            "select encode(rag.add_token_key('2026-11'), 'base64') from rag.create_tenant('acme')"
+        ).fetchall()
+    web = role()
+    with psycopg.connect(web.url, autocommit=True) as session:
+        token = names["token"](key, "2026-11", "acme", web.name)
+        with session.transaction():
+            session.execute("select rag.authenticate(%s)", [token])
+            assert session.execute("select rag.current_tenant()").fetchall() == [("acme",)]
+        # In autocommit it holds for its own statement only.
+        session.execute("select rag.authenticate(%s)", [token])
+        with pytest.raises(psycopg.Error):
+            session.execute("select rag.put('x', 'x')")
+
+
+def test_a_file_is_sent_from_psql_as_the_documentation_shows(
+    server: embedded.Server, database: str, tmp_path: Path
+) -> None:
+    text = (README.parent / "docs" / "files.md").read_text("utf-8")
+    statements = text.split("A file from psql:\n\n```text\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "manual.pdf").write_bytes(bytes(range(256)))
+    psql(server, database, statements.replace("manual.pdf", f"{tmp_path}/manual.pdf", 1))
+    with psycopg.connect(database) as connection:
+        [(filename, size)] = connection.execute(
+            "select u.filename, u.bytes from rag.uploads as u"
+        ).fetchall()
+    assert (filename, size) == ("manual.pdf", 256)
 
 
 @pytest.mark.parametrize("name", sorted(re.findall(r"\]\(([^)#]+)\)", README.read_text("utf-8"))))

@@ -168,6 +168,7 @@ def test_errors_come_with_their_hints(
     code, _, err = search("x", "--mode", "lexical", url=stranger.url)
     assert code == 1
     assert "error: no tenant is set" in err
+    assert "Name one: --tenant NAME" in err
     code, _, err = search("x", "--filter", '{"a": {"$like": 1}}', "--mode", "lexical")
     assert code == 1
     assert "$like" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -350,8 +351,89 @@ def test_export_and_import_by_command(
     # A file that was cut off is told, after what it has was taken.
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(said[:-1])))
     assert main(["import", "cut"]) == 1
-    assert "has no end" in capsys.readouterr().err
+    assert "error: standard input is cut off; what was read" in capsys.readouterr().err
     assert main(["export", "missing"]) == 1
+
+
+def test_files_that_cannot_be_read_or_written_are_told_in_a_line(
+    connection: Connection,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    for n in range(300):
+        connection.execute("select rag.put(%s, %s)", [f"Text {n}.", f"{n}"])
+    whole = tmp_path / "whole.jsonl.gz"
+    assert main(["export", "default", str(whole)]) == 0
+    assert "300 documents in 1 collection of tenant default" in capsys.readouterr().err
+    text = gzip.decompress(whole.read_bytes())
+    (tmp_path / "none.gz").write_bytes(text)
+    (tmp_path / "cut.gz").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "short.gz").write_bytes(whole.read_bytes()[:20])
+    (tmp_path / "cut.jsonl").write_bytes(text[: text.index(b"Text 250.")])
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\0\x80")
+    (tmp_path / "nul").write_bytes(b"\0\n")
+    (tmp_path / "words").write_bytes(b"Once upon a time.\n")
+    (tmp_path / "list").write_bytes(b"[1]\n")
+    (tmp_path / "other").write_bytes(text.replace(b'"format" : 1', b'"format" : 9', 1))
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    more = "what was read before is imported, call again with the whole file"
+    for command, name, told in (
+        ("import", "nope.jsonl", "cannot read {}: No such file or directory"),
+        ("import", "folder", "cannot read {}: Is a directory"),
+        ("import", "none.gz", "cannot read {}: Not a gzipped file (b'{{\"')"),
+        ("import", "short.gz", "{} is cut off; nothing of it can be read"),
+        ("import", "binary", "cannot read {}: it is no text in UTF-8"),
+        ("import", "nul", "line 1 of {} is not a line of an export"),
+        ("import", "words", "line 1 of {} is not a line of an export"),
+        ("import", "list", "line 1 of {} is not a line of an export"),
+        ("import", "other", "unknown format of an export; format is '9'.; This version"),
+        ("import", "empty", "{} is empty"),
+        ("export", "folder", "cannot write {}: Is a directory"),
+        ("export", "nowhere/a.gz", "cannot write {}: No such file or directory"),
+    ):
+        path = tmp_path / name
+        tenant = "default" if command == "export" else "new"
+        assert main([command, tenant, str(path)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {told.format(path)}")
+        tenants = connection.execute("select t.name from rag.tenants as t").fetchall()
+        assert tenants == [("default",)]
+    for name, documents in (("cut.gz", 300), ("cut.jsonl", 250)):
+        assert main(["import", name, str(tmp_path / name)]) == 1
+        assert capsys.readouterr().err == f"error: {tmp_path / name} is cut off; {more}\n"
+        connection.execute("select rag.set_tenant(%s)", [name])
+        assert connection.execute("select rag.count()").fetchall() == [(documents,)]
+        assert main(["import", name, str(whole)]) == 0
+        assert len(lines(connection, name)) == len(lines(connection, "default"))
+        capsys.readouterr()
+
+
+def test_a_database_without_ragdb_and_a_role_without_rights_are_told(
+    database: str,
+    empty_database: str,
+    role: RoleFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del database
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    for command in (["maintain"], ["export", "default"]):
+        assert main(command) == 1
+        assert "`make migrate` makes it" in capsys.readouterr().err
+    for command, groups, needed in (
+        (["maintain"], ("rag_app",), "rag_admin"),
+        (["maintain", "--dry-run"], (), "rag_admin"),
+        (["run", "--once"], ("rag_app",), "rag_worker"),
+        (["wait"], (), "rag_worker"),
+        (["export", "default"], (), "rag_app"),
+    ):
+        monkeypatch.setenv("DATABASE_URL", role(member_of=groups).url)
+        assert main(command) == 1
+        assert f"needs a login in role {needed}\n" in capsys.readouterr().err
 
 
 def test_a_clone_is_the_same(connection: Connection) -> None:

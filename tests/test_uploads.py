@@ -116,7 +116,8 @@ def test_what_cannot_be_read_says_why_and_can_be_tried_again(
     good = upload(connection, "c.md", b"# Good\n\nText.\n")
     drain(database)
     assert state(connection, broken) == ("failed", "broken: no valid PDF")
-    assert state(connection, scan) == ("failed", "binary: it contains NUL bytes")
+    unread = "files are not read here; an embedder with RAGDB_EXTRACTOR reads them"
+    assert state(connection, scan) == ("failed", f".png {unread}")
     assert state(connection, good) == ("completed", None)
     row = connection.execute(
         "select p.completed, p.failed from rag.upload_progress() as p"

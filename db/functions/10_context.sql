@@ -178,8 +178,8 @@ begin
         raise exception 'no tenant is set' using
             errcode = 'RG001',
             detail = format('Role %s has no tenant of its own.', rag._role()),
-            hint = 'Call rag.set_tenant(name) first; an administrator grants tenants by '
-            'rag.grant_tenant(role, tenant).';
+            hint = 'Call rag.set_tenant(name) first, or rag.authenticate(token), in the same '
+            'transaction; an administrator grants tenants by rag.grant_tenant(role, tenant).';
     end if;
     perform rag._refuse_tenant(current_setting('rag.tenant'));
 end

@@ -378,7 +378,8 @@ begin
         raise exception 'a filter is needed' using
             errcode = 'invalid_parameter_value',
             detail = 'Without one it would be all documents.',
-            hint = 'Say which, such as {"year": {"$lt": 2020}}; rag.drop_collection takes all.';
+            hint = 'Say which, such as {"year": {"$lt": 2020}}. All: rag.drop_collection(name), '
+            'or of default {"no such key": {"$exists": false}}.';
     end if;
     return rag._compile_filter(_required_filter.filter);
 end

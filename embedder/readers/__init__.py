@@ -107,6 +107,11 @@ def read_bytes(name: str, data: bytes, source: str, limits: Limits | None = None
     """Read a file that was handed over, by the ending of its name; raises UnreadableError."""
     limits = limits or Limits()
     _check_size(len(data), limits)
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, not a path)
+    if ending in remote.ENDINGS and not limits.extractor:
+        raise UnreadableError(
+            f"{ending} files are not read here; an embedder with RAGDB_EXTRACTOR reads them"
+        )
     return _read(name, data, {"source": source}, limits)
 
 
