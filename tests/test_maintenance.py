@@ -228,7 +228,7 @@ def test_leftovers_go(connection: Connection) -> None:
     connection.execute("update rag.partitions set empty_since = empty_since - interval '1 hour'")
     connection.execute("create table rag_data.copied_chunks_p999 (chunk_id bigint)")
     connection.execute("select rag.prepare_query('a question')")
-    connection.execute("update rag.queries set created_at = now() - interval '2 days'")
+    connection.execute("update rag.queries set created_at = now() - interval '61 minutes'")
     connection.execute("select rag.put('Some words.')")
     connection.execute("select rag.put('Old words.', 'old', lifetime => interval '1 hour')")
     connection.execute("update rag.documents set expires_at = now() where uri = 'old'")

@@ -150,7 +150,8 @@ def test_the_later_upload_of_a_uri_wins(database: str, connection: Connection) -
         "select rag.complete_upload(%s, 'the old text', 'a', '{}')", [claimed[0]]
     ).fetchone()
     assert row == (None,)
-    assert state(connection, first) == ("failed", f"upload {second} of the same uri came after it")
+    told = f"upload {second} of the same uri came after it"
+    assert state(connection, first) == ("replaced", told)
     rows = connection.execute("select d.content from rag.documents as d").fetchall()
     assert rows == [("the new text",)]
 

@@ -130,7 +130,10 @@ declare
     v_retitled bigint[] := '{}';
     v_before bigint[];
 begin
-    perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
+    -- Whoever puts for a tenant has counted it.
+    if _put_documents.tenant_id is null then
+        perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
+    end if;
     perform rag._lock_tenant(v_tenant);
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;

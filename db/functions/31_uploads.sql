@@ -50,8 +50,13 @@ begin
         'x', coalesce(upload.uri, upload.filename), null, coalesce(upload.metadata, '{}'),
         'The upload'
     );
+    perform rag._count_requests(v_tenant, 'puts');
     perform rag._lock_tenant(v_tenant);
     v_collection := rag._collection(v_tenant, upload.collection);
+    perform rag._check_upload_quota(
+        v_tenant, v_collection.collection_id, coalesce(upload.uri, upload.filename),
+        octet_length(upload.body)
+    );
     insert into rag.uploads (
         tenant_id, collection_id, uri, filename, metadata, language, bytes, body
     )
@@ -69,6 +74,91 @@ $$;
 comment on function rag.upload(text, bytea, jsonb, text, text, text) is
     'Hand over a file: an embedder reads it and puts its text, by the uri or else the file''s '
     'name. Returns the id of the upload; rag.uploads tells its state, error and document.';
+
+create or replace function rag._check_upload_quota(
+    tenant_id int, collection_id int, uri text, bytes int
+)
+    returns void
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_tenant rag.tenants;
+    v_use record;
+    v_waiting record;
+    v_new int;
+    v_measure record;
+begin
+    select t.* into v_tenant
+    from rag.tenants as t
+    where t.tenant_id = _check_upload_quota.tenant_id;
+    if v_tenant.max_documents is null
+        and v_tenant.max_chunks is null
+        and v_tenant.max_bytes is null
+    then
+        return;
+    end if;
+    v_use := rag._usage(_check_upload_quota.tenant_id);
+    -- Those that failed are kept, too, so that they can be tried again.
+    select
+        coalesce(sum(u.bytes), 0) as bytes,
+        count(distinct (u.collection_id, u.uri)) filter (
+            where
+                u.state <> 'failed'
+                and (u.collection_id, u.uri)
+                <> (_check_upload_quota.collection_id, _check_upload_quota.uri)
+                and not exists (
+                    select
+                    from rag.documents as d
+                    where
+                        d.tenant_id = _check_upload_quota.tenant_id
+                        and d.collection_id = u.collection_id
+                        and d.uri = u.uri
+                )
+        ) as documents
+    into v_waiting
+    from rag.uploads as u
+    where
+        u.tenant_id = _check_upload_quota.tenant_id
+        and u.state in ('pending', 'processing', 'failed');
+    -- Whoever has too much already may still replace.
+    select (count(*) = 0)::int into v_new
+    from rag.documents as d
+    where
+        d.tenant_id = _check_upload_quota.tenant_id
+        and d.collection_id = _check_upload_quota.collection_id
+        and d.uri = _check_upload_quota.uri;
+    for v_measure in
+        select m.name, m.used, m.allowed
+        from (values
+            ('documents', v_use.documents + v_waiting.documents + v_new, v_tenant.max_documents,
+                v_new),
+            -- A file becomes one passage at least.
+            ('chunks', v_use.chunks + v_new, v_tenant.max_chunks, v_new),
+            ('bytes', v_use.bytes + v_waiting.bytes + _check_upload_quota.bytes,
+                v_tenant.max_bytes, 1)
+        ) as m (name, used, allowed, added)
+        where m.used > m.allowed and m.added > 0
+    loop
+        raise exception 'the quota of % is reached', v_measure.name using
+            errcode = 'RG020',
+            detail = format(
+                'Tenant %L would have %s %s with this and the files that wait; the limit is %s.',
+                v_tenant.name, v_measure.used, v_measure.name, v_measure.allowed
+            ),
+            hint = 'Nothing was written. Delete what is not needed (rag.usage() tells what there '
+            'is, rag.uploads which files wait or failed), or have an administrator raise it by '
+            'rag.set_quota.';
+    end loop;
+end
+$$;
+
+comment on function rag._check_upload_quota(int, int, text, int) is
+    'The error where a file is more than its tenant''s quota, files that wait or failed included.';
 
 create or replace function rag._claim_upload(tenant_id int, due timestamptz)
     returns bigint
@@ -171,7 +261,13 @@ begin
             from rag.uploads as u
             where u.tenant_id = w.tenant_id and u.state in ('pending', 'processing')
         ) as n
-        where n.due > 0
+        where
+            n.due > 0
+            and exists (
+                select
+                from rag.tenants as t
+                where t.tenant_id = w.tenant_id and not t.is_suspended
+            )
         order by n.held, random()
     loop
         v_upload := rag._claim_upload(v_tenant, v_due);
@@ -194,8 +290,8 @@ end
 $$;
 
 comment on function rag.claim_uploads(text, int, interval) is
-    'Lease uploads that are due, one of a tenant, each with a token of its own. A lease that runs '
-    'out is claimed again; what five workers lost is failed.';
+    'Lease uploads that are due, one of a tenant, each with a token of its own; none of those that '
+    'are suspended. A lease that runs out is claimed again; what five workers lost is failed.';
 
 create or replace function rag._held_upload(lease_token uuid)
     returns rag.uploads
@@ -249,6 +345,10 @@ begin
     if v_upload.upload_id is null then
         return null;
     end if;
+    if (select t.is_suspended from rag.tenants as t where t.tenant_id = v_upload.tenant_id) then
+        perform rag.release_upload(complete_upload.lease_token);
+        return null;
+    end if;
     select max(u.upload_id) into v_newer
     from rag.uploads as u
     where
@@ -259,7 +359,7 @@ begin
     if v_newer is not null then
         update rag.uploads as u
         set
-            state = 'failed', lease_token = null, finished_at = clock_timestamp(),
+            state = 'replaced', lease_token = null, finished_at = clock_timestamp(), body = null,
             error = format('upload %s of the same uri came after it', v_newer)
         where u.tenant_id = v_upload.tenant_id and u.upload_id = v_upload.upload_id;
         return null;
@@ -295,7 +395,8 @@ $$;
 
 comment on function rag.complete_upload(uuid, text, text, jsonb, text) is
     'Put the text of a file as its tenant and finish the upload; returns the document''s id. Null '
-    'if the lease went to another, or a later upload of the same uri came.';
+    'if the lease went to another, a later upload of the same uri came (replaced), or the tenant '
+    'is suspended (pending again).';
 
 create or replace function rag.fail_upload(
     lease_token uuid, error text, permanent boolean default false
@@ -465,5 +566,5 @@ end
 $$;
 
 comment on function rag.upload_progress() is
-    'Files handed over by rag.upload, by state: the caller''s tenant''s, or all for '
-    'administrators and workers.';
+    'Files handed over by rag.upload, by state, but for those replaced by a later one of the same '
+    'uri: the caller''s tenant''s, or all for administrators and workers.';

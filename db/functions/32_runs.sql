@@ -28,6 +28,56 @@ $$;
 
 comment on function rag._run(int, bigint) is 'Lock the tenant''s run of that id, or an error.';
 
+create or replace function rag._check_uris(documents jsonb)
+    returns void
+    language plpgsql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_bad bigint;
+    v_twice text;
+begin
+    if jsonb_typeof(_check_uris.documents) is distinct from 'array' then
+        raise exception 'documents is not an array' using
+            errcode = 'invalid_parameter_value',
+            detail = format('It is of type %s.',
+                coalesce(jsonb_typeof(_check_uris.documents), 'null')),
+            hint = 'Give an array of objects, each with a uri.';
+    end if;
+    select min(e.n) into v_bad
+    from jsonb_array_elements(_check_uris.documents) with ordinality as e (item, n)
+    where
+        -- Of what is no object there is no uri either.
+        jsonb_typeof(e.item -> 'uri') is distinct from 'string'
+        or octet_length(e.item ->> 'uri') not between 1 and 2000;
+    if v_bad is not null then
+        raise exception 'a document has no uri' using
+            errcode = 'invalid_parameter_value',
+            detail = format('It is document %s of the array.', v_bad),
+            hint = 'Each is an object with a uri, a string of 1 to 2,000 bytes.';
+    end if;
+    select min(t.uri) into v_twice
+    from (
+        select e.item ->> 'uri' as uri
+        from jsonb_array_elements(_check_uris.documents) as e (item)
+        group by e.item ->> 'uri'
+        having count(*) > 1
+    ) as t;
+    if v_twice is not null then
+        raise exception 'two documents have the same uri' using
+            errcode = 'invalid_parameter_value',
+            detail = format('%L is there more than once.', v_twice),
+            hint = 'Give each document of a call its own uri.';
+    end if;
+end
+$$;
+
+comment on function rag._check_uris(jsonb) is
+    'Raise the error for what is no array of objects, each with a uri of its own.';
+
 create or replace function rag.begin_run(
     kind text, source text, details jsonb default '{}', run_id bigint default null
 )
@@ -94,13 +144,34 @@ declare
     v_collection rag.collections := rag._collection(v_tenant, note_run.collection);
     v_rows int;
 begin
+    perform rag._check_uris(note_run.documents);
+    if exists (
+        select
+        from jsonb_to_recordset(note_run.documents) as d (action text)
+        where d.action is null or d.action not in ('inserted', 'updated', 'deleted')
+    ) then
+        raise exception 'invalid action' using
+            errcode = 'invalid_parameter_value',
+            detail = 'A document has none, or another one.',
+            hint = 'The action is inserted, updated or deleted.';
+    end if;
     perform rag._lock_tenant(v_tenant);
     perform rag._run(v_tenant, note_run.run_id);
-    insert into rag.run_documents (tenant_id, run_id, collection_id, uri, action)
-    select v_tenant, note_run.run_id, v_collection.collection_id, d.uri, d.action
-    from jsonb_to_recordset(note_run.documents) as d (uri text, action text)
+    insert into rag.run_documents (
+        tenant_id, run_id, collection_id, uri, action, document_id, version
+    )
+    select
+        v_tenant, note_run.run_id, v_collection.collection_id, g.uri, g.action, d.document_id,
+        d.version
+    from jsonb_to_recordset(note_run.documents) as g (uri text, action text)
+    left join rag.documents as d
+        on d.tenant_id = v_tenant
+        and d.collection_id = v_collection.collection_id
+        and d.uri = g.uri
     on conflict (tenant_id, run_id, collection_id, uri)
-    do update set action = excluded.action, noted_at = excluded.noted_at;
+    do update set
+        action = excluded.action, document_id = excluded.document_id, version = excluded.version,
+        noted_at = excluded.noted_at;
     get diagnostics v_rows = row_count;
     return v_rows;
 end
@@ -164,6 +235,7 @@ declare
     v_bad text;
     v_new bigint[];
 begin
+    perform rag._check_uris(import_documents.documents);
     perform rag._check_item(e.item, e.n)
     from jsonb_array_elements(import_documents.documents) with ordinality as e (item, n);
     perform rag._lock_tenant(v_tenant);
@@ -222,6 +294,7 @@ begin
                 and d.uri = e.item ->> 'uri'
         );
     if v_new is not null then
+        perform rag._count_requests(v_tenant, 'puts', cardinality(v_new));
         perform rag._import(
             v_tenant, v_partition, v_collection, v_model.model_id, import_documents.run_id,
             (
@@ -286,6 +359,7 @@ declare
     v_metadatas jsonb[];
     v_documents bigint[];
     v_chunks bigint[];
+    v_taken text;
 begin
     select
         array_agg(i.content order by i.n),
@@ -297,14 +371,26 @@ begin
         jsonb_to_recordset(_import.documents)
         as (content text, uri text, title text, metadata jsonb)
     ) with ordinality as i (content, uri, title, metadata, n);
-    select array_agg(d.document_id) into v_documents
+    select array_agg(d.document_id), min(d.uri) filter (where d.status <> 'inserted')
+    into v_documents, v_taken
     from rag._put_documents(
         (_import.collection).name, v_contents, v_uris, v_titles, v_metadatas,
         'none', null, null, null, 10::smallint, null, null, null, null, _import.tenant_id
     ) as d;
-    insert into rag.run_documents (tenant_id, run_id, collection_id, uri, action)
-    select _import.tenant_id, _import.run_id, (_import.collection).collection_id, u.uri, 'inserted'
-    from unnest(v_uris) as u (uri);
+    -- Free when it was looked up, put by another since then: it is not replaced.
+    if v_taken is not null then
+        raise exception 'a uri was taken meanwhile' using
+            errcode = 'serialization_failure',
+            detail = format('Another session put %L while it was imported.', v_taken),
+            hint = 'Nothing was written. Call again: its status will be taken.';
+    end if;
+    insert into rag.run_documents (
+        tenant_id, run_id, collection_id, uri, action, document_id, version
+    )
+    select
+        d.tenant_id, _import.run_id, d.collection_id, d.uri, 'inserted', d.document_id, d.version
+    from rag.documents as d
+    where d.tenant_id = _import.tenant_id and d.document_id = any(v_documents);
     if _import.model_id is null then
         return;
     end if;
@@ -361,7 +447,7 @@ declare
     v_uris text[];
     v_collections int[];
     v_documents bigint[];
-    v_chunks bigint[];
+    v_made int[];
 begin
     if rollback_run.batch is null or rollback_run.batch not between 1 and 100000 then
         raise exception 'invalid batch' using
@@ -408,22 +494,12 @@ begin
             on o.tenant_id = v_tenant
             and o.collection_id = g.collection_id
             and o.uri = g.uri
-            and o.updated_at <= r.noted_at
+            and o.document_id = r.document_id
+            and o.version = r.version
         order by o.uri
         for update of o
     ) as d;
-    select array_agg(c.chunk_id) into v_chunks
-    from rag.chunks as c
-    where
-        c.partition_id = v_partition
-        and c.tenant_id = v_tenant
-        and c.document_id = any(v_documents);
-    perform rag._count_usage(
-        v_tenant, rag._measure(v_tenant, v_partition, coalesce(v_documents, '{}')), '{0,0,0}'
-    );
-    perform rag._delete_chunks(v_tenant, v_partition, coalesce(v_chunks, '{}'));
-    delete from rag.documents as d
-    where d.tenant_id = v_tenant and d.document_id = any(v_documents);
+    perform rag._delete_documents(v_tenant, v_partition, coalesce(v_documents, '{}'), null);
     select count(*) into kept
     from unnest(v_collections, v_uris) as g (collection_id, uri)
     join rag.documents as d
@@ -438,22 +514,49 @@ begin
         and r.uri = g.uri;
     perform rag._fold_statistics(v_tenant, v_partition);
     if coalesce(cardinality(v_uris), 0) < rollback_run.batch then
-        -- The collections that it made, if nobody else has put anything there.
+        -- The collections that it made, if nobody has anything there. Locked first, so that the
+        -- next statement sees what others have put meanwhile.
+        select array_agg(l.collection_id) into v_made
+        from (
+            select c.collection_id
+            from rag.collections as c
+            where
+                c.tenant_id = v_tenant
+                and c.name <> 'default'
+                and c.name in (
+                    select x.name
+                    from jsonb_array_elements_text(
+                        case jsonb_typeof(v_run.details -> 'made')
+                            when 'array' then v_run.details -> 'made' else '[]'
+                        end
+                    ) as x (name)
+                )
+            order by c.collection_id
+            for update
+        ) as l;
         delete from rag.collections as c
         where
             c.tenant_id = v_tenant
-            and c.name in (
-                select x.name
-                from jsonb_array_elements_text(
-                    case jsonb_typeof(v_run.details -> 'made')
-                        when 'array' then v_run.details -> 'made' else '[]'
-                    end
-                ) as x (name)
-            )
+            and c.collection_id = any(v_made)
             and not exists (
                 select
                 from rag.documents as d
                 where d.tenant_id = v_tenant and d.collection_id = c.collection_id
+            )
+            and not exists (
+                select
+                from rag.past_documents as p
+                where p.tenant_id = v_tenant and p.collection_id = c.collection_id
+            )
+            and not exists (
+                select
+                from rag.uploads as u
+                where u.tenant_id = v_tenant and u.collection_id = c.collection_id
+            )
+            and not exists (
+                select
+                from rag.eval_sets as e
+                where e.tenant_id = v_tenant and e.collection_id = c.collection_id
             );
         update rag.runs as r
         set state = 'rolled back', finished_at = clock_timestamp()

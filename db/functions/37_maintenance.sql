@@ -234,7 +234,7 @@ begin
         union all
         select 'rag.queries', count(*)
         from rag.queries as q
-        where q.created_at < clock_timestamp() - interval '1 day'
+        where q.created_at < clock_timestamp() - interval '1 hour'
         union all
         select 'rag.completions', count(*)
         from rag.completions as c
@@ -653,7 +653,7 @@ begin
             and e.model_id = old.model_id
             and e.query_hash = old.query_hash;
     elsif _expire.name = 'rag.queries' then
-        delete from rag.queries as q where q.created_at < clock_timestamp() - interval '1 day';
+        delete from rag.queries as q where q.created_at < clock_timestamp() - interval '1 hour';
     else
         delete from rag.completions as c
         using (

@@ -32,6 +32,13 @@ declare
     v_model text;
     v_vector vector;
 begin
+    -- 1,000 passages are what a search gives, and the chunk itself is one of them.
+    if find_similar.k is null or find_similar.k not between 1 and 999 then
+        raise exception 'invalid k' using
+            errcode = 'invalid_parameter_value',
+            detail = format('k is %s.', coalesce(find_similar.k::text, 'null')),
+            hint = 'k is the number of passages wanted, 1 to 999.';
+    end if;
     select c.tenant_id, c.partition_id into v_tenant, v_partition from rag._context() as c;
     select m.name into v_model from rag.active_model() as m;
     -- Row-level security holds here as everywhere: another tenant's chunk is not there.
@@ -68,5 +75,5 @@ end
 $$;
 
 comment on function rag.find_similar(bigint, int, text) is
-    'The k passages of the caller''s tenant that are nearest in meaning to one of them, best '
-    'first, without itself.';
+    'The k passages (1 to 999) of the caller''s tenant that are nearest in meaning to one of them, '
+    'best first, without itself.';

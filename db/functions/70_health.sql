@@ -361,11 +361,19 @@ declare
     v_partitions int[] := array(
         select distinct t.partition_id from rag.tenants as t where t.tenant_id = any(v_tenants)
     );
+    -- What waits for a suspended tenant is not late.
+    v_served int[] := array(
+        select t.tenant_id
+        from rag.tenants as t
+        where t.tenant_id = any(v_tenants) and not t.is_suspended
+    );
     v_due interval;
     v_failed bigint;
 begin
     select
-        clock_timestamp() - min(j.due_at) filter (where j.failed_at is null),
+        clock_timestamp() - min(j.due_at) filter (
+            where j.failed_at is null and j.tenant_id = any(v_served)
+        ),
         count(*) filter (where j.failed_at is not null)
     into v_due, v_failed
     from rag.jobs as j
@@ -401,20 +409,29 @@ begin
         end
     from rag.models as m;
     return query
-    select
-        'paused', count(*)::text,
-        case when count(*) > 0 then format(
-            'nothing is embedded for %s: rag.resume_jobs()', string_agg(p.name, ', ')
-        ) end
-    from (
-        select format('tenant %s', t.name) as name
+    with held as (
+        select format('tenant %s', t.name) as name, t.is_suspended
         from rag.tenants as t
-        where t.tenant_id = any(v_tenants) and (t.is_paused or t.paused_models <> '{}')
+        where
+            t.tenant_id = any(v_tenants)
+            and (t.is_paused or t.is_suspended or t.paused_models <> '{}')
         union all
-        select format('model %s', m.name)
+        select format('model %s', m.name), false
         from rag.models as m
         where m.is_paused and m.dropped_at is null
-    ) as p;
+    )
+    select
+        'paused', count(*)::text,
+        nullif(concat_ws(
+            '; ',
+            'nothing is embedded for '
+            || string_agg(h.name, ', ') filter (where not h.is_suspended)
+            || ': rag.resume_jobs()',
+            'nothing is embedded for '
+            || string_agg(h.name, ', ') filter (where h.is_suspended)
+            || ': suspended, rag.resume_tenant()'
+        ), '')
+    from held as h;
     return query
     select
         'word vectors',
@@ -480,11 +497,11 @@ begin
         case
             -- A worker polls every second: what is due for a minute is due to nobody.
             when v_due > interval '1 minute'
-                then format('the oldest is due for %s: is an embedder running?',
+                then format('the oldest has waited for %s: is an embedder running?',
                     date_trunc('second', v_due))
         end
     from rag.jobs as j
-    where j.tenant_id = any(v_tenants) and j.failed_at is null;
+    where j.tenant_id = any(v_served) and j.failed_at is null;
     return query
     select
         'jobs failed', v_failed::text,

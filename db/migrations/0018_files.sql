@@ -28,9 +28,10 @@ create table rag.uploads (
     constraint uploads_collection_fkey foreign key (tenant_id, collection_id)
     references rag.collections (tenant_id, collection_id) on delete cascade,
     constraint upload_state_is_known
-    check (state in ('pending', 'processing', 'completed', 'failed')),
+    check (state in ('pending', 'processing', 'completed', 'replaced', 'failed')),
     constraint upload_failure_has_error check (state <> 'failed' or error is not null),
-    constraint upload_has_body check (state = 'completed' or body is not null)
+    constraint upload_has_body
+    check (state in ('completed', 'replaced') or body is not null)
 ) with (autovacuum_vacuum_scale_factor = 0.05);
 
 -- Compressed already, as most files are.
@@ -43,7 +44,7 @@ create index uploads_lease_idx on rag.uploads (lease_token) where lease_token is
 
 comment on table rag.uploads is
     'Files that were handed over by rag.upload, and what became of them.';
-comment on column rag.uploads.body is 'The file, until it is completed.';
+comment on column rag.uploads.body is 'The file, until it is completed or replaced.';
 comment on column rag.uploads.due_at is 'Not before this time: backoff, or the end of a lease.';
 comment on column rag.uploads.lease_token is 'Fencing token of the worker that reads it.';
 comment on column rag.uploads.document_id is 'What it became.';
@@ -71,13 +72,15 @@ comment on column rag.runs.source is 'Where its documents are from: folders, or 
 comment on column rag.runs.details is 'With what settings, so that the same run can be resumed.';
 comment on column rag.runs.report is 'What came of it, in numbers, and what was left out and why.';
 
--- By uri, not by id: what was deleted is told, too.
+-- By uri: what was deleted is told, too.
 create table rag.run_documents (
     tenant_id int not null,
     run_id bigint not null,
     collection_id int not null,
     uri text not null,
     action text not null,
+    document_id bigint,
+    version int,
     noted_at timestamptz not null default now(),
     primary key (tenant_id, run_id, collection_id, uri),
     constraint run_documents_run_fkey foreign key (tenant_id, run_id)
@@ -90,6 +93,8 @@ create table rag.run_documents (
 create index run_documents_collection_idx on rag.run_documents (tenant_id, collection_id);
 
 comment on table rag.run_documents is 'The documents that a run inserted, updated or deleted.';
+comment on column rag.run_documents.version is
+    'That which the run put, of document_id; another one is not the run''s.';
 
 create type rag.similar_passage as (
     rank int,

@@ -319,7 +319,7 @@ select is_empty(
                 'invalid_authorization_specification', 'read_only_sql_transaction',
                 '22023', 'invalid_parameter_value', '42501', 'insufficient_privilege', 'P0002',
                 'no_data_found', 'duplicate_object', 'undefined_object',
-                'object_not_in_prerequisite_state', 'lock_not_available'
+                'object_not_in_prerequisite_state', 'serialization_failure', 'lock_not_available'
             ])
     $$,
     'every errcode is one of the documented ones'

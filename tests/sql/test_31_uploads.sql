@@ -1,7 +1,7 @@
 -- Uploads and runs, as far as one session can see; with workers and files in tests/test_uploads.py.
 
 begin;
-select plan(47);
+select plan(65);
 
 select rag.set_tenant('default');
 
@@ -148,12 +148,102 @@ from (values
     ('{"page_starts": [0, "y"]}')
 ) as m (given);
 
+-- Replaced --------------------------------------------------------------------------------------
+
+do $$ begin perform rag.upload('b.md', 'old'); end $$;
+truncate claim;
+insert into claim select * from rag.claim_uploads('w');
+do $$ begin perform rag.upload('b.md', 'new'); end $$;
+select is(
+    (select rag.complete_upload(c.lease_token, 'old', null, '{}') from claim as c), null::bigint,
+    'a later file of the same uri came'
+);
+select results_eq(
+    $$ select u.state || coalesce(': ' || length(u.body), '') from rag.uploads as u
+    where u.uri = 'b.md' order by u.upload_id $$,
+    $$ values ('replaced'), ('pending: 3') $$,
+    'so this one is replaced, and its bytes go'
+);
+select is((select p.failed from rag.upload_progress() as p), 0::bigint, 'which is no failure');
+select is(
+    (select rag.retry_upload(c.upload_id) from claim as c), false, 'and nothing to try again'
+);
+
+-- Suspended -------------------------------------------------------------------------------------
+
+truncate claim;
+insert into claim select * from rag.claim_uploads('w');
+do $$ begin perform rag.suspend_tenant('default'); end $$;
+select is(
+    (select rag.complete_upload(c.lease_token, 'new', null, '{}') from claim as c), null::bigint,
+    'for a suspended tenant nothing is put'
+);
+select is(
+    (
+        select row(u.state, u.attempts, u.lease_token, length(u.body))::text
+        from rag.uploads as u
+        join claim as c using (upload_id)
+    ),
+    '(pending,0,,3)', 'and the file waits, as if nobody had read it'
+);
+update rag.uploads set due_at = now() - interval '1 second' where state = 'pending';
+select is_empty($$ select * from rag.claim_uploads('w') $$, 'nobody reads it');
+do $$ begin perform rag.resume_tenant('default'); end $$;
+truncate claim;
+insert into claim select * from rag.claim_uploads('w');
+select isnt(
+    (select rag.complete_upload(c.lease_token, 'new', null, '{}') from claim as c), null::bigint,
+    'until the tenant is resumed'
+);
+
+-- Quotas ----------------------------------------------------------------------------------------
+
+do $$
+begin
+    perform rag.set_quota('default', documents => 3, bytes => u.bytes + 10)
+    from rag.usage() as u
+    where u.tenant = 'default';
+    perform rag.upload('c.md', '12345678');
+end
+$$;
+select throws_ok(
+    $$ select rag.upload('c.md', '123') $$, 'RG020', 'the quota of bytes is reached',
+    'files that wait count as bytes'
+);
+select throws_ok(
+    $$ select rag.upload('d.md', '1') $$, 'RG020', 'the quota of documents is reached',
+    'and as documents'
+);
+select lives_ok($$ select rag.upload('c.md', '1') $$, 'one that replaces is none');
+do $$ begin perform rag.set_quota('default', puts_per_minute => 2); end $$;
+do $$ begin perform rag.upload('e.md', '1'), rag.upload('f.md', '1'); end $$;
+select throws_ok(
+    $$ select rag.upload('g.md', '1') $$, 'RG021', 'too many puts in a minute', 'an upload is a put'
+);
+delete from rag.uploads where uri = 'c.md';
+update rag.uploads set due_at = now() - interval '1 second' where state = 'pending';
+truncate claim;
+insert into claim select * from rag.claim_uploads('w');
+select isnt(
+    (select rag.complete_upload(c.lease_token, 'x', null, '{}') from claim as c), null::bigint,
+    'that is counted once'
+);
+do $$ begin perform rag.set_quota('default'); end $$;
+
 -- Similar passages ------------------------------------------------------------------------------
 
 select is(rag.cosine_similarity('[3,0]', '[5,0]'), 1::double precision, 'the same direction');
 select is(rag.cosine_similarity('[1,0]', '[0,1]'), 0::double precision, 'a right angle');
 select throws_ok(
     $$ select * from rag.find_similar(-1) $$, 'P0002', null, 'no chunk, nothing like it'
+);
+
+select throws_ok(
+    format('select * from rag.find_similar(-1, %s)', n.k), '22023', 'invalid k', 'k is ' || n.k
+)
+from (values ('null'), ('-5'), ('0'), ('1000')) as n (k);
+select throws_ok(
+    $$ select * from rag.find_similar(-1, 999) $$, 'P0002', null, 'k may be 999'
 );
 
 select * from finish();

@@ -2,7 +2,7 @@
 -- whole is in tests/test_chroma.py.
 
 begin;
-select plan(35);
+select plan(54);
 
 create function pg_temp.direction(x real, y real)
     returns vector
@@ -184,7 +184,8 @@ select is(
     (select r.state || ' ' || r.report::text from rag.runs as r), 'completed {"n": 5}', 'it ends'
 );
 do $$ begin perform rag.create_collection('moved'); end $$;
-update rag.documents set updated_at = clock_timestamp() + interval '1 second' where uri = 'east';
+-- In the transaction of the import.
+do $$ begin perform rag.put('anew', uri => 'east'); end $$;
 select is(
     (select row(b.removed, b.kept)::text from run, rag.rollback_run(run.id, 2) as b), '(1,1)',
     'a batch goes, but for what was put anew since then'
@@ -200,14 +201,86 @@ select results_eq(
 );
 select is(
     (select count(*) from rag.embeddings as e join rag.chunks as c using (tenant_id, chunk_id)),
-    1::bigint, 'vectors go with their passages'
+    0::bigint, 'vectors go with their passages'
 );
 select is_empty(
     $$ select c.name from rag.collections as c where c.name = 'moved' $$,
     'a collection it made goes'
 );
+select is(
+    (select d.content from rag.documents as d where d.uri = 'east'), 'anew',
+    'what was put anew, too'
+);
+
+-- Past versions go with what the run put; what hangs on a collection keeps it.
+do $$
+declare
+    v_run bigint := rag.begin_run(
+        'move', 'another', '{"made": ["default", "versions", "uploads", "evals", "empty", "past"]}'
+    );
+begin
+    perform rag.create_collection(n.name)
+    from unnest('{versions,uploads,evals,empty,past}'::text[]) as n (name);
+    perform rag.set_retention('versions', 3, null, null);
+    perform rag.put('one', uri => 'v', collection => 'versions');
+    perform rag.put('two', uri => 'v', collection => 'versions');
+    perform rag.note_run(v_run, '[{"uri": "v", "action": "inserted"}]', 'versions');
+    perform rag.upload('a.md', 'x', collection => 'uploads');
+    perform rag.set_retention('past', 1, null, interval '1 day');
+    perform rag.put('restorable', uri => 'p', collection => 'past');
+    perform rag.delete('p', 'past');
+    insert into rag.eval_sets (tenant_id, collection_id, name)
+    select c.tenant_id, c.collection_id, 'judged'
+    from rag.collections as c
+    where c.name = 'evals' and c.tenant_id = (select x.tenant_id from rag._context() as x);
+    perform rag.delete(d.uri) from rag.documents as d where d.uri in ('east', 'taken');
+    perform rag.rollback_run(v_run);
+end
+$$;
+select is_empty(
+    $$ select from rag.past_documents as p where p.uri = 'v' $$, 'past versions go with it'
+);
+select results_eq(
+    $$
+        select c.name
+        from rag.collections as c
+        where c.tenant_id = (select x.tenant_id from rag._context() as x)
+        order by 1
+    $$,
+    $$ values ('default'), ('evals'), ('past'), ('uploads') $$,
+    'collections that somebody uses stay, and the default one'
+);
+
+-- What is no array of documents.
+select throws_ok(
+    format('select * from rag.%s(-1, %L%s)', f.name, n.documents, f.more), '22023', n.message,
+    f.name || ': ' || coalesce(n.documents, 'null')
+)
+from (values ('note_run', ', ''default'''), ('import_documents', '')) as f (name, more)
+cross join (values
+    (null, 'documents is not an array'),
+    ('{}', 'documents is not an array'),
+    ('[7]', 'a document has no uri'),
+    ('[{"uri": null, "content": "a", "action": "deleted"}]', 'a document has no uri'),
+    ('[{"content": "a", "action": "deleted"}]', 'a document has no uri'),
+    ('[{"uri": "", "content": "a"}]', 'a document has no uri'),
+    (
+        '[{"uri": "a", "content": "a"}, {"uri": "a", "content": "a"}]',
+        'two documents have the same uri'
+    )
+) as n (documents, message);
+select throws_ok(
+    $$ select rag.note_run(-1, '[{"uri": "a", "action": "x"}]', 'default') $$, '22023',
+    'invalid action', 'an action that is none'
+);
+select throws_ok(
+    $$ select rag.note_run(-1, '[{"uri": "a"}]', 'default') $$, '22023', 'invalid action',
+    'nor none at all'
+);
+
 do $$
 begin
+    perform rag.put('mine', uri => 'taken');
     perform rag.note_run(
         rag.begin_run('sync', '/folder'), '[{"uri": "taken", "action": "deleted"}]', 'default'
     );

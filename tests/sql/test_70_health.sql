@@ -2,7 +2,7 @@
 -- session is in tests/test_queue_races.py.
 
 begin;
-select plan(42);
+select plan(45);
 
 -- Two dimensions, so that vectors can be written by hand.
 do $$
@@ -316,13 +316,50 @@ select is_empty(
 update rag.jobs set due_at = now() - interval '1 hour';
 select results_eq(
     $$
-        select value, warning ~ '^the oldest is due for 01:00:..: is an embedder running\?$'
+        select value, warning ~ '^the oldest has waited for 01:00:..: is an embedder running\?$'
         from rag.status()
         where item = 'jobs waiting'
     $$,
     $$ values ('2', true) $$,
     'one that nobody takes is'
 );
+do $$
+begin
+    perform rag.suspend_tenant('default');
+end
+$$;
+select results_eq(
+    $$ select value, warning from rag.status() where item = 'jobs waiting' $$,
+    $$ values ('0', null::text) $$,
+    'but not of a tenant that is suspended'
+);
+select results_eq(
+    $$ select value, warning from rag.status() where item = 'paused' $$,
+    $$ values ('1', 'nothing is embedded for tenant default: suspended, rag.resume_tenant()') $$,
+    'which it says'
+);
+do $$
+begin
+    perform rag.pause_jobs('other');
+end
+$$;
+select results_eq(
+    $$ select value, warning from rag.status() where item = 'paused' $$,
+    $$
+        values (
+            '2',
+            'nothing is embedded for tenant other: rag.resume_jobs(); '
+            'nothing is embedded for tenant default: suspended, rag.resume_tenant()'
+        )
+    $$,
+    'beside what is paused'
+);
+do $$
+begin
+    perform rag.resume_jobs('other');
+    perform rag.resume_tenant('default');
+end
+$$;
 update rag.jobs set failed_at = now(), error = 'no';
 select results_eq(
     $$
