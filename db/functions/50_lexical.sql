@@ -348,27 +348,30 @@ create or replace function rag._rescore(
     set jit = off
 as $$
 #variable_conflict use_column
+declare
+    -- One axis for each word: the product with it is the word's weight.
+    v_axes sparsevec[] := array(
+        select ('{' || rag._lexeme_dimension(g.lexeme) || ':1}/1000000000')::sparsevec
+        from unnest(_rescore.lexemes) with ordinality as g (lexeme, place)
+        order by g.place
+    );
 begin
     return query execute format(
-        'with axes as materialized ('
-        'select rag._sparse(array[g.lexeme], array[1]) as axis, g.idf, g.place '
-        'from unnest($3, $4) with ordinality as g (lexeme, idf, place)) '
         -- f from the stored weight, then the weight of f at today's mean length. Words are added in
         -- the order given, whatever the plan: the last bit of a score would tell what others have
-        -- put into the partition.
-        'select l.chunk_id, sum(t.idf * f.frequency * (l.k1 + 1) '
-        '/ (f.frequency + l.k1 * (1 - l.b + l.b * l.length / $5)) order by t.place) '
-        'from rag_data.lexemes_p%s as l '
-        'cross join axes as t '
-        'cross join lateral (select -(l.weights <#> t.axis) as weight) as w '
-        'cross join lateral (select w.weight * l.k1 * (1 - l.b + l.b * l.length / $6) '
-        '/ (l.k1 + 1 - w.weight) as frequency) as f '
-        'where l.tenant_id = $1 and l.chunk_id = any($2) and w.weight > 0 '
-        'group by l.chunk_id',
+        -- put into the partition. Chunk by chunk that takes half the time of a join and a group.
+        'select l.chunk_id, s.score from rag_data.lexemes_p%s as l '
+        'cross join lateral (select sum(f.idf * f.frequency * (l.k1 + 1) '
+        '/ (f.frequency + l.k1 * (1 - l.b + l.b * l.length / $5))) as score from ('
+        'select w.idf, w.weight * l.k1 * (1 - l.b + l.b * l.length / $6) '
+        '/ (l.k1 + 1 - w.weight) as frequency from ('
+        'select t.idf, -(l.weights <#> t.axis) as weight from unnest($3, $4) as t (axis, idf) '
+        'offset 0) as w where w.weight > 0 offset 0) as f) as s '
+        'where l.tenant_id = $1 and l.chunk_id = any($2) and s.score is not null',
         _rescore.partition_id
     )
-    using _rescore.tenant_id, _rescore.chunks, _rescore.lexemes, _rescore.idfs,
-        _rescore.mean_length, _rescore.reference_length;
+    using _rescore.tenant_id, _rescore.chunks, v_axes, _rescore.idfs, _rescore.mean_length,
+        _rescore.reference_length;
 end
 $$;
 
@@ -417,7 +420,9 @@ begin
         -- Few enough to score every match, and the mean length still changes with each.
         v_depth := 1000;
     elsif v_drift > 1.001 then
-        v_depth := v_depth + v_depth / 4;
+        -- At a quarter of a percent 5 and 6 % more than wanted: the last scores of a list are some
+        -- tenths of a percent apart, and too few cost a second time.
+        v_depth := v_depth + 5 + ceil(v_depth * least(0.25, 25 * (v_drift - 1)))::int;
     end if;
     loop
         v_top := rag._top_chunks(

@@ -75,7 +75,7 @@ from (
     ('chunks: has one of the words', '3'),
     ('chunks: there is', '4'),
     ('dropped by phrases and exclusions', '1; 1'),
-    ('standard', 'lexical weight 0.5 (the default), legs of 100: 3 chunks, 1 of them in both'),
+    ('standard', 'lexical weight 0.5 (the default), legs of 50: 3 chunks, 1 of them in both'),
     ('returned', '3')
 ) as w (item, value);
 select is(
