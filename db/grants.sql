@@ -16,6 +16,7 @@ rag.eval_sets, rag.eval_queries, rag.judgements, rag.eval_runs, rag.eval_results
 to rag_app;
 grant execute on function
 rag._policy_tenant(),
+rag._policy_partition(),
 rag._context(),
 rag._candidates(
     text, int, text, jsonb, vector, text, real, real, text, int, timestamptz, text
@@ -135,7 +136,8 @@ rag.failures(),
 rag.retry_failed(text),
 rag.cancel_move(text),
 rag._begin_move(text, boolean),
-rag._move_on(int, int),
+rag._move_on(int, int, interval),
+rag._pause(int, int),
 rag.partition_report(),
 rag.maintenance_plan(int, int, real, int),
 rag._begin_maintenance(int, int, real, int),
@@ -145,10 +147,11 @@ rag._pool(text),
 rag.drop_empty_partitions(interval)
 to rag_admin;
 grant execute on procedure
-rag.isolate_tenant(text),
+rag.isolate_tenant(text, int, interval),
 rag.pool_tenant(text),
-rag.rebuild_tenant(text),
-rag._move(int),
+rag.rebuild_tenant(text, int, interval),
+rag._begin_as_autocommit(),
+rag._move(int, int, interval),
 rag.maintain(int, int, real, int)
 to rag_admin;
 

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import sys
+import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -65,12 +66,7 @@ def import_lines(tenant: str, lines: Iterable[str], source: str) -> Imported:
     with terminal.connect("import") as connection, translated():
         for batch in batches(lines):
             try:
-                with connection.transaction():
-                    if count == 0:
-                        _create_tenant(connection, tenant)
-                    rows = connection.execute(
-                        QUERIES["import_lines"], {"tenant": tenant, "lines": batch}
-                    ).fetchall()
+                rows = _store(connection, tenant, batch, is_first=count == 0)
             except psycopg.DataError as error:
                 for number, line in enumerate(batch, count + 1):
                     if _kind(line) is None:
@@ -91,6 +87,34 @@ def import_lines(tenant: str, lines: Iterable[str], source: str) -> Imported:
             hint="what was read before is imported, call again with the whole file",
         )
     return done
+
+
+def _store(
+    connection: terminal.Connection, tenant: str, batch: list[str], *, is_first: bool
+) -> list[tuple[str, int, int]]:
+    # What a tenant may put in a minute may be less than a batch, and is soon used up.
+    try:
+        with connection.transaction():
+            if is_first:
+                _create_tenant(connection, tenant)
+            return connection.execute(
+                QUERIES["import_lines"], {"tenant": tenant, "lines": batch}
+            ).fetchall()
+    except psycopg.Error as error:
+        if error.sqlstate != "RG021":
+            raise
+        is_too_large = "fewer" in (error.diag.message_hint or "")
+        if is_too_large and len(batch) == 1:
+            raise
+    if is_too_large:
+        half = len(batch) // 2
+        return [
+            *_store(connection, tenant, batch[:half], is_first=is_first),
+            *_store(connection, tenant, batch[half:], is_first=False),
+        ]
+    print("the puts of this minute are used up; going on in the next one", file=sys.stderr)
+    time.sleep(61 - time.time() % 60)
+    return _store(connection, tenant, batch, is_first=is_first)
 
 
 def _create_tenant(connection: terminal.Connection, tenant: str) -> None:

@@ -53,6 +53,12 @@ BREAKS: list[tuple[str, LiteralString, str]] = [
         "rag.chunks lacks tenant_only",
     ),
     ("policies", "alter policy app_reads on rag.chunks to public", "rag.chunks lacks app_reads"),
+    ("policies", "drop policy in_its_place on rag.chunks", "rag.chunks lacks in_its_place"),
+    (
+        "policies",
+        "create policy in_its_place on rag.documents as restrictive using (true)",
+        "rag.documents has in_its_place",
+    ),
     (
         "policies",
         "alter policy tenant_only on rag_data.chunks_p1 using (true)",

@@ -250,3 +250,21 @@ def test_a_search_is_whole_while_chunks_are_indexed(connection: Connection[Any])
     assert connection.execute(
         "select uri from rag.search('zebra', 1, mode => 'lexical')"
     ).fetchone() == ("folder/first.txt",)
+
+
+def test_a_language_that_was_dropped_is_told(connection: Connection[Any]) -> None:
+    connection.execute("create text search configuration public.klingon (copy = english)")
+    connection.execute("select rag.create_collection('k', language => 'klingon', enrich => '{n}')")
+    connection.execute("select rag.put('Words', 'a', collection => 'k')")
+    connection.execute("drop text search configuration public.klingon")
+    for call in (
+        "rag.put('Other words', 'b', collection => 'k')",
+        "rag.put('Other words', 'a', collection => 'k')",
+        "rag.patch_metadata('a', '{\"n\": 1}', collection => 'k')",
+    ):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="klingon") as caught:
+            connection.execute(f"select {call}".encode())
+        assert "create it again" in str(caught.value.diag.message_hint)
+    connection.execute("select rag.alter_collection('k', language => 'simple')")
+    connection.execute("select rag.put('Other words', 'a', collection => 'k')")
+    connection.execute("select rag.patch_metadata('a', '{\"n\": 1}', collection => 'k')")

@@ -710,6 +710,13 @@ def test_a_restored_dump_is_as_good_as_the_original(
     with psycopg.connect(empty_database, autocommit=True) as restored:
         assert granted(restored) == granted(connection)
         assert policies(restored) == policies(connection)
+        assert (
+            restored.execute(
+                "select a.name, a.detail from rag.audit() as a where not a.passed "
+                "and a.name not in ('PostgreSQL', 'pgvector')"
+            ).fetchall()
+            == []
+        )
         # The queue goes on where it was, and ids do not begin anew.
         waiting = "select chunk_id, model_id, content_hash from rag.jobs order by 1"
         jobs = restored.execute(waiting).fetchall()

@@ -282,7 +282,9 @@ def test_only_administrators_maintain(role: RoleFactory) -> None:
 def test_inside_of_a_transaction_nothing_is_begun(database: str) -> None:
     for call in ("maintain()", "isolate_tenant('default')", "pool_tenant('default')"):
         with psycopg.connect(database) as session:
-            with pytest.raises(psycopg.errors.InvalidTransactionTermination):
+            with pytest.raises(
+                psycopg.errors.InvalidTransactionTermination, match="begin_as_autocommit"
+            ):
                 session.execute(f"call rag.{call}".encode())
             session.rollback()
             assert scalar(session, "select count(*) from rag.moves") == 0

@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -53,7 +55,8 @@ def counted(connection: Connection) -> tuple[Any, ...]:
     """The same, counted in the tables."""
     [row] = connection.execute(
         "select (select count(*) from rag.documents), (select count(*) from rag.chunks), "
-        "(select coalesce(sum(octet_length(content)), 0) from rag.documents)"
+        "(select coalesce(sum(octet_length(content)), 0) from rag.documents) "
+        "+ (select coalesce(sum(octet_length(content)), 0) from rag.past_documents)"
     ).fetchall()
     return row
 
@@ -259,9 +262,81 @@ def test_puts_of_one_tenant_do_not_wait_for_each_other(
     assert usage(acme) == counted(acme) == (1, 1, len("common words"))
 
 
+def test_several_at_once_do_not_pass_a_quota(
+    owner: Connection, acme: Connection, role: RoleFactory
+) -> None:
+    owner.execute("select rag.set_quota('acme', documents => 20, bytes => 2000)")
+    url = role("acme").url
+
+    def work(call: LiteralString, seed: int) -> list[str | None]:
+        refusals: list[str | None] = []
+        with psycopg.connect(url, autocommit=True) as app:
+            app.execute("select rag.set_tenant('acme')")
+            for n in range(12):
+                try:
+                    app.execute(call, {"name": f"{seed}-{n}", "text": "x" * 150})
+                except psycopg.Error as error:
+                    refusals.append(error.sqlstate)
+        return refusals
+
+    for call in (
+        "select rag.put(%(text)s, %(name)s)",
+        "select rag.upload(%(name)s, convert_to(%(text)s, 'UTF8'), uri => %(name)s || '.txt')",
+    ):
+        with ThreadPoolExecutor(4) as threads:
+            refusals = list(chain.from_iterable(threads.map(partial(work, call), range(4))))
+        assert refusals == ["RG020"] * (4 * 12 - 13)
+        acme.execute("select rag.delete(d.uri) from rag.documents as d")
+    assert usage(acme) == (0, 0, 0)
+
+
+def test_past_versions_are_bytes_and_changes_of_metadata_are_puts(
+    owner: Connection, acme: Connection
+) -> None:
+    acme.execute("select rag.set_retention(versions => 3)")
+    text = "word " * 200
+    put(acme, "one", text)
+    owner.execute("select rag.set_quota('acme', bytes => 2500)")
+    # Each version keeps the text.
+    acme.execute("select rag.patch_metadata('one', '{\"n\": 1}')")
+    assert usage(acme) == counted(acme) == (1, 2, 2000)
+    for change in (
+        "select rag.patch_metadata('one', '{\"n\": 2}')",
+        "select rag.set_metadata('one', '{\"n\": 2}')",
+        "select rag.patch_metadata_where('{\"n\": 1}', '{\"n\": 2}')",
+        "select rag.put(repeat('word ', 150), 'one')",
+    ):
+        refused(acme, change, "RG020")
+    assert usage(acme) == counted(acme) == (1, 2, 2000)
+    owner.execute("select rag.set_quota('acme', bytes => 3500)")
+    # Of as many as are kept the oldest goes, so that nothing is added.
+    for n in range(3):
+        acme.execute("select rag.patch_metadata('one', jsonb_build_object('n', %s::int))", [n])
+    assert usage(acme) == counted(acme) == (1, 2, 3000)
+    # What is kept to be restored is still there; what is purged is not.
+    acme.execute("select rag.set_retention(keep_deleted => '1 day')")
+    acme.execute("select rag.delete('one')")
+    assert usage(acme) == counted(acme) == (0, 0, 3000)
+    # Restored, it is one more for a moment.
+    owner.execute("select rag.set_quota('acme', bytes => 4000)")
+    acme.execute("select rag.restore('one')")
+    assert usage(acme) == counted(acme)
+    acme.execute("select rag.set_retention(versions => 1)")
+    assert usage(acme) == counted(acme)
+    acme.execute("select rag.delete('one', purge => true)")
+    assert usage(acme) == counted(acme) == (0, 0, 0)
+    put(acme, "two", "words")
+    owner.execute("select rag.set_quota('acme', puts_per_minute => 2)")
+    early_in_a_minute()
+    for n in range(2):
+        acme.execute("select rag.patch_metadata('two', jsonb_build_object('n', %s::int))", [n])
+    refused(acme, "select rag.set_metadata('two', '{}')", "RG021")
+
+
 def test_usage_is_right_after_anything(
     owner: Connection, acme: Connection, role: RoleFactory
 ) -> None:
+    acme.execute("select rag.set_retention(versions => 3, keep_deleted => '1 day')")
     url = role("acme").url
 
     def work(seed: int) -> None:
@@ -272,8 +347,22 @@ def test_usage_is_right_after_anything(
                 uri = f"{seed}-{chance.randrange(8)}"
                 keep = chance.random() < 0.8
                 with app.transaction(force_rollback=not keep):
-                    if chance.random() < 0.3:
-                        app.execute("select rag.delete(%s)", [uri])
+                    act = chance.random()
+                    if act < 0.2:
+                        app.execute("select rag.delete(%s, purge => %s)", [uri, act < 0.05])
+                    elif act < 0.3:
+                        app.execute(
+                            "select rag.patch_metadata(%s, jsonb_build_object('n', %s::float))",
+                            [uri, act],
+                        )
+                    elif act < 0.35:
+                        app.execute(
+                            "select rag.restore(h.uri) from (select p.uri from rag.past_documents "
+                            "as p where p.uri = %s limit 1) as h",
+                            [uri],
+                        )
+                    elif act < 0.4:
+                        app.execute("select rag.purge()")
                     else:
                         put(app, uri, "word " * chance.randrange(1, 600))
 
@@ -281,6 +370,16 @@ def test_usage_is_right_after_anything(
         list(threads.map(work, range(4)))
     assert usage(acme) == counted(acme)
     assert usage(acme)[0] > 0
+    acme.execute("select rag.create_collection('other')")
+    acme.execute("select rag.set_retention('other', 5)")
+    for n in range(3):
+        acme.execute("select rag.put(%s, 'x', collection => 'other')", [f"text {n}"])
+    assert usage(acme) == counted(acme)
+    acme.execute("select rag.drop_collection('other')")
+    acme.execute("select rag.set_retention(keep_deleted => null)")
+    acme.execute("select rag.purge()")
+    acme.execute("select rag.set_retention(versions => 2)")
+    assert usage(acme) == counted(acme)
     # Somebody has taken in what was noted.
     assert owner.execute("select sum(documents) > 0 from rag.tenant_usage").fetchone() == (True,)
     # All of it, and nothing but it, is told to an application.

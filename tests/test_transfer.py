@@ -355,6 +355,61 @@ def test_export_and_import_by_command(
     assert main(["export", "missing"]) == 1
 
 
+def test_an_import_keeps_to_a_small_quota(
+    connection: Connection,
+    role: RoleFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Fewer lines at once, and the rest when the minute is over."""
+    connection.execute("select rag.create_tenant('small')")
+    connection.execute("select rag.set_tenant('default')")
+    for n in range(20):
+        connection.execute("select rag.put('Text ' || %s, 'u' || %s)", [n, n])
+    path = tmp_path / "lines"
+    path.write_text("".join(f"{line}\n" for line in lines(connection, "default")))
+    connection.execute("select rag.set_quota('small', puts_per_minute => 8)")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        # A new minute, which this test does not wait for.
+        connection.execute(
+            "select setval(rag._counter(t.tenant_id, 'puts'), rag._minute() - 1) "
+            "from rag.tenants as t where t.name = 'small'"
+        )
+
+    monkeypatch.setattr("embedder.imports.time.sleep", wait)
+    monkeypatch.setenv("DATABASE_URL", role("small").url)
+    assert main(["import", "small", str(path)]) == 0
+    assert len(waits) >= 2
+    assert all(1 <= seconds <= 61 for seconds in waits)
+    assert "going on in the next one" in capsys.readouterr().err
+    connection.execute("select rag.set_tenant('small')")
+    assert connection.execute("select rag.count()").fetchall() == [(20,)]
+
+
+def test_what_has_expired_is_not_exported_or_explained(connection: Connection) -> None:
+    connection.execute("select rag.set_tenant('default')")
+    connection.execute("select rag.put('Words that stay', 'stays')")
+    connection.execute("select rag.put(%s, 'goes', lifetime => '1 hour')", [f"Words {CANARY}"])
+    [(chunk,)] = connection.execute(
+        "select s.chunk_id from rag.search('words') as s where s.uri = 'goes'"
+    ).fetchall()
+    connection.execute(
+        "update rag.documents set expires_at = statement_timestamp() where uri = 'goes'"
+    )
+    said = lines(connection, "default")
+    assert CANARY not in "\n".join(said)
+    assert json.loads(said[-1]) == {"kind": "end", "documents": 1, "chunks": 1}
+    told = connection.execute(
+        "select item, value from rag.explain('words', chunk_id => %s)", [chunk]
+    ).fetchall()
+    assert ("absent", "its document has expired") in told
+    assert "goes" not in repr(told)
+
+
 def test_files_that_cannot_be_read_or_written_are_told_in_a_line(
     connection: Connection,
     database: str,

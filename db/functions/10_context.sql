@@ -2,7 +2,7 @@
 --
 -- The setting rag.tenant only says which tenant the caller wants. Whether he may is read from
 -- rag.tenant_grants every time, so that setting it by hand gains nothing. The setting
--- rag.authenticated is what a verified token leaves behind, sealed (13_tokens.sql); where it is not
+-- rag.authenticated is what a verified token leaves behind, sealed (13_seals.sql); where it is not
 -- empty nothing else counts.
 
 create or replace function rag._role()
@@ -127,6 +127,32 @@ $$;
 
 comment on function rag._policy_tenant() is
     'What row-level security asks: the id of the caller''s tenant, or null, which matches no row.';
+
+create or replace function rag._policy_partition()
+    returns int
+    language plpgsql
+    stable
+    parallel restricted
+    security definer
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+    v_tenant int := rag._caller();
+begin
+    return (
+        select t.partition_id
+        from rag.tenants as t
+        where t.tenant_id = v_tenant
+    );
+end
+$$;
+
+comment on function rag._policy_partition() is
+    'What row-level security asks of partitioned tables: where the caller''s tenant is in this '
+    'snapshot. A snapshot from before a move would see his old rows and the copies.';
 
 create or replace function rag._context(out tenant_id int, out partition_id int)
     returns record

@@ -38,7 +38,9 @@ begin
             errcode = 'invalid_parameter_value',
             detail = 'A language is the name of a text search configuration that is there for all, '
             'neither a temporary one nor in a schema that not everybody may use.',
-            hint = 'select cfgname from pg_ts_config lists them; ''simple'' fits every language.';
+            hint = 'select cfgname from pg_ts_config lists them; ''simple'' fits every language. '
+            'If one was dropped that documents are in, create it again, or put them in another '
+            'one: rag.alter_collection(name, language => ''simple'').';
     end if;
     return v_language;
 end

@@ -135,6 +135,7 @@ begin
         perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
     end if;
     perform rag._lock_tenant(v_tenant);
+    perform rag._queue_for_quota(v_tenant);
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     v_collection := rag._collection(v_tenant, _put_documents.collection);
@@ -145,7 +146,8 @@ begin
     v_expires_at := now() + rag._check_lifetime(
         coalesce(_put_documents.lifetime, v_collection.lifetime)
     );
-    v_language := coalesce(rag._language(_put_documents.language), v_collection.language);
+    -- That of the collection, too: it may have been dropped since.
+    v_language := rag._language(coalesce(_put_documents.language, v_collection.language));
 
     if not exists (
         select
@@ -222,7 +224,7 @@ begin
     into v_rechunked, v_edited, v_retitled, v_has_expiry, v_expired
     from given as g;
 
-    v_before := rag._measure(v_tenant, v_partition, v_rechunked);
+    v_before := rag._measure(v_tenant, v_partition, v_rechunked || v_edited);
     if v_collection.versions > 1 and cardinality(v_rechunked) + cardinality(v_edited) > 0 then
         -- What had expired is not brought back by what takes its place.
         perform rag._erase_past(v_tenant, v_expired);
@@ -266,10 +268,11 @@ begin
         perform rag._replace_chunks(
             v_tenant, v_partition, v_inserted, v_rechunked, _put_documents.priority
         );
-        perform rag._count_usage(
-            v_tenant, v_before, rag._measure(v_tenant, v_partition, v_inserted || v_rechunked)
-        );
     end if;
+    perform rag._count_usage(
+        v_tenant, v_before,
+        rag._measure(v_tenant, v_partition, v_inserted || v_rechunked || v_edited)
+    );
     if cardinality(v_edited) > 0 then
         perform rag._copy_metadata(v_tenant, v_partition, v_edited);
     end if;
@@ -372,6 +375,14 @@ create or replace function rag._index_documents(
 as $$
 #variable_conflict use_column
 begin
+    perform rag._language(g.language)
+    from (
+        select distinct d.language
+        from rag.documents as d
+        where
+            d.tenant_id = _index_documents.tenant_id
+            and d.document_id = any(_index_documents.documents)
+    ) as g;
     perform rag._index_chunks(_index_documents.tenant_id, _index_documents.partition_id, array(
         select c.chunk_id
         from rag.chunks as c
@@ -801,6 +812,8 @@ declare
     v_collection rag.collections;
     v_document bigint;
     v_past int := 0;
+    v_deleted bigint[];
+    v_before bigint[];
 begin
     perform rag._lock_tenant(v_tenant);
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
@@ -820,14 +833,19 @@ begin
     end if;
     if delete.purge then
         -- Those of documents deleted before, too, that had this uri.
-        v_past := rag._erase_past(v_tenant, array(
+        v_deleted := array(
             select p.document_id
             from rag.past_documents as p
             where
                 p.tenant_id = v_tenant
                 and p.collection_id = v_collection.collection_id
                 and p.uri = delete.uri
-        ));
+        );
+        v_before := rag._measure(v_tenant, v_partition, v_deleted);
+        v_past := rag._erase_past(v_tenant, v_deleted);
+        perform rag._count_usage(
+            v_tenant, v_before, rag._measure(v_tenant, v_partition, v_deleted)
+        );
     end if;
     perform rag._fold_statistics(v_tenant, v_partition);
     return v_document is not null or v_past > 0;
@@ -853,6 +871,9 @@ as $$
 #variable_conflict use_column
 declare
     v_erased bigint[] := _delete_documents.documents;
+    v_before bigint[] := rag._measure(
+        _delete_documents.tenant_id, _delete_documents.partition_id, _delete_documents.documents
+    );
 begin
     if _delete_documents.keep is not null then
         -- What has expired is not to be restored.
@@ -870,14 +891,6 @@ begin
         );
     end if;
     perform rag._erase_past(_delete_documents.tenant_id, v_erased);
-    perform rag._count_usage(
-        _delete_documents.tenant_id,
-        rag._measure(
-            _delete_documents.tenant_id, _delete_documents.partition_id,
-            _delete_documents.documents
-        ),
-        '{0,0,0}'
-    );
     perform rag._delete_chunks(
         _delete_documents.tenant_id, _delete_documents.partition_id, array(
             select c.chunk_id
@@ -892,6 +905,13 @@ begin
     where
         d.tenant_id = _delete_documents.tenant_id
         and d.document_id = any(_delete_documents.documents);
+    perform rag._count_usage(
+        _delete_documents.tenant_id, v_before,
+        rag._measure(
+            _delete_documents.tenant_id, _delete_documents.partition_id,
+            _delete_documents.documents
+        )
+    );
 end
 $$;
 

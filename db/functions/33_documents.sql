@@ -227,7 +227,12 @@ create or replace function rag._write_metadata(
     set plan_cache_mode = force_custom_plan
 as $$
 #variable_conflict use_column
+declare
+    v_before bigint[];
 begin
+    perform rag._count_requests(
+        _write_metadata.tenant_id, 'puts', cardinality(_write_metadata.documents)
+    );
     perform rag._check_document(
         'x', d.uri, null, g.metadata, format('The document %s', d.uri)
     )
@@ -235,6 +240,9 @@ begin
     join rag.documents as d
         on d.tenant_id = _write_metadata.tenant_id and d.document_id = g.document_id;
     if (_write_metadata.collection).versions > 1 then
+        v_before := rag._measure(
+            _write_metadata.tenant_id, _write_metadata.partition_id, _write_metadata.documents
+        );
         perform rag._archive(
             _write_metadata.tenant_id, _write_metadata.partition_id, _write_metadata.documents,
             null
@@ -242,6 +250,12 @@ begin
         perform rag._prune_versions(
             _write_metadata.tenant_id, _write_metadata.documents,
             (_write_metadata.collection).versions
+        );
+        perform rag._count_usage(
+            _write_metadata.tenant_id, v_before,
+            rag._measure(
+                _write_metadata.tenant_id, _write_metadata.partition_id, _write_metadata.documents
+            )
         );
     end if;
     update rag.documents as d
@@ -573,6 +587,8 @@ declare
     v_partition int;
     v_collection rag.collections;
     v_documents bigint[];
+    v_past bigint[];
+    v_before bigint[];
 begin
     perform rag._require_fresh_snapshots('dropping a collection');
     v_collection := rag._changeable_collection(v_tenant, drop_collection.name);
@@ -585,11 +601,14 @@ begin
         for update
     );
     perform rag._delete_documents(v_tenant, v_partition, v_documents, null);
-    perform rag._erase_past(v_tenant, array(
-        select p.document_id
+    v_past := array(
+        select distinct p.document_id
         from rag.past_documents as p
         where p.tenant_id = v_tenant and p.collection_id = v_collection.collection_id
-    ));
+    );
+    v_before := rag._measure(v_tenant, v_partition, v_past);
+    perform rag._erase_past(v_tenant, v_past);
+    perform rag._count_usage(v_tenant, v_before, rag._measure(v_tenant, v_partition, v_past));
     delete from rag.collections as c
     where c.tenant_id = v_tenant and c.collection_id = v_collection.collection_id;
     perform rag._fold_statistics(v_tenant, v_partition);

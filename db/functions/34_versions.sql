@@ -336,7 +336,11 @@ comment on function rag._prune_versions(int, bigint[], int) is
     'Erase the versions of documents that are more than their collection keeps.';
 
 create or replace function rag.set_retention(
-    collection text, versions int, lifetime interval, keep_deleted interval
+    collection text default 'default',
+    versions int default null,
+    -- Null is for ever and not at all; nobody means this.
+    lifetime interval default '-1 microsecond',
+    keep_deleted interval default '-1 microsecond'
 )
     returns void
     language plpgsql
@@ -349,44 +353,64 @@ as $$
 declare
     v_tenant int := (select c.tenant_id from rag._context() as c);
     v_collection rag.collections;
+    v_partition int;
+    v_versions int;
+    v_lifetime interval;
+    v_keep_deleted interval;
+    v_pruned bigint[];
+    v_before bigint[];
 begin
-    if set_retention.versions is null or set_retention.versions not between 1 and 1000 then
+    if set_retention.versions not between 1 and 1000 then
         raise exception 'invalid number of versions' using
             errcode = 'invalid_parameter_value',
-            detail = format('versions is %s.', coalesce(set_retention.versions::text, 'null')),
+            detail = format('versions is %s.', set_retention.versions),
             hint = 'It is how many versions of a document are kept, the current one included: 1 '
             'to 1,000.';
     end if;
-    if set_retention.keep_deleted <= interval '0' then
+    if set_retention.keep_deleted <= interval '0'
+        and set_retention.keep_deleted <> interval '-1 microsecond'
+    then
         raise exception 'invalid keep_deleted' using
             errcode = 'invalid_parameter_value',
             detail = format('keep_deleted is %s.', set_retention.keep_deleted),
             hint = 'It is how long a deleted document can be restored, such as 30 days; null: not '
             'at all.';
     end if;
-    perform rag._check_lifetime(set_retention.lifetime);
+    perform rag._check_lifetime(nullif(set_retention.lifetime, interval '-1 microsecond'));
     -- Nobody writes meanwhile: a put under way would archive what nothing prunes any more.
     perform from rag.tenants as t where t.tenant_id = v_tenant for update;
     v_collection := rag._collection(v_tenant, set_retention.collection);
+    v_versions := coalesce(set_retention.versions, v_collection.versions);
+    v_lifetime := case
+        when set_retention.lifetime = interval '-1 microsecond' then v_collection.lifetime
+        else set_retention.lifetime
+    end;
+    v_keep_deleted := case
+        when set_retention.keep_deleted = interval '-1 microsecond' then v_collection.keep_deleted
+        else set_retention.keep_deleted
+    end;
     update rag.collections as n
-    set
-        versions = set_retention.versions,
-        lifetime = set_retention.lifetime,
-        keep_deleted = set_retention.keep_deleted
+    set versions = v_versions, lifetime = v_lifetime, keep_deleted = v_keep_deleted
     where n.tenant_id = v_tenant and n.collection_id = v_collection.collection_id;
-    if set_retention.versions < v_collection.versions then
-        perform rag._prune_versions(v_tenant, array(
+    if v_versions < v_collection.versions then
+        select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
+        v_pruned := array(
             select distinct p.document_id
             from rag.past_documents as p
             where
                 p.tenant_id = v_tenant
                 and p.collection_id = v_collection.collection_id
                 and p.purge_at is null
-        ), set_retention.versions);
+        );
+        v_before := rag._measure(v_tenant, v_partition, v_pruned);
+        perform rag._prune_versions(v_tenant, v_pruned, v_versions);
+        perform rag._count_usage(
+            v_tenant, v_before, rag._measure(v_tenant, v_partition, v_pruned)
+        );
     end if;
     -- Sooner for what is deleted already, never later than was promised then.
     update rag.past_documents as p
-    set purge_at = least(p.purge_at, now() + coalesce(set_retention.keep_deleted, interval '0'))
+    set purge_at = least(p.purge_at, now() + coalesce(v_keep_deleted, interval '0'))
     where
         p.tenant_id = v_tenant
         and p.collection_id = v_collection.collection_id
@@ -397,7 +421,7 @@ $$;
 comment on function rag.set_retention(text, int, interval, interval) is
     'How many versions of its documents a collection keeps (with the current one), how long a '
     'document lives from its put on (null: for ever; it holds for what is put from now on), and '
-    'how long a deleted one can be restored (null: not at all).';
+    'how long a deleted one can be restored (null: not at all). What is not given stays.';
 
 create or replace function rag.history(uri text, collection text default 'default')
     returns table (
@@ -514,6 +538,7 @@ declare
     v_past rag.past_documents;
     v_document bigint;
     v_expires_at timestamptz;
+    v_before bigint[];
 begin
     v_context := rag._context();
     perform rag._lock_tenant(v_context.tenant_id);
@@ -608,8 +633,13 @@ begin
         and j.model_id = a.model_id;
     if v_document <> v_past.document_id then
         perform rag._join_past(v_context.tenant_id, v_past.document_id, v_document);
+        v_before := rag._measure(v_context.tenant_id, v_partition, array[v_document]);
         perform rag._prune_versions(
             v_context.tenant_id, array[v_document], v_collection.versions
+        );
+        perform rag._count_usage(
+            v_context.tenant_id, v_before,
+            rag._measure(v_context.tenant_id, v_partition, array[v_document])
         );
     end if;
     return v_document;
@@ -708,6 +738,8 @@ declare
     v_documents bigint[];
     v_past bigint[];
     v_versions int[];
+    v_before bigint[];
+    v_erased int;
 begin
     perform rag._lock_tenant(_purge.tenant_id);
     select t.partition_id into v_partition
@@ -735,8 +767,15 @@ begin
         limit _purge.most
         for update skip locked
     ) as p;
-    return cardinality(v_documents)
-        + coalesce(rag._erase_versions(_purge.tenant_id, v_past, v_versions), 0);
+    if v_past is null then
+        return cardinality(v_documents);
+    end if;
+    v_before := rag._measure(_purge.tenant_id, v_partition, v_past);
+    v_erased := rag._erase_versions(_purge.tenant_id, v_past, v_versions);
+    perform rag._count_usage(
+        _purge.tenant_id, v_before, rag._measure(_purge.tenant_id, v_partition, v_past)
+    );
+    return cardinality(v_documents) + v_erased;
 end
 $$;
 

@@ -34,6 +34,33 @@ $$;
 comment on function rag._secure_table(regclass, name) is
     'Row-level security for a table with a tenant in that column; again is a no-op.';
 
+create or replace function rag._secure_place(name regclass)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if exists (
+        select
+        from pg_policy as p
+        where p.polrelid = _secure_place.name and p.polname = 'in_its_place'
+    ) then
+        return;
+    end if;
+    execute format(
+        'create policy in_its_place on %s as restrictive '
+        'using (partition_id = (select rag._policy_partition()))',
+        _secure_place.name
+    );
+end
+$$;
+
+comment on function rag._secure_place(regclass) is
+    'Direct SQL on a partitioned table sees one partition, that of the tenant; again is a no-op.';
+
 -- RLS is not forced on the owner: under a policy no GIN index can be used (@@ is not leakproof),
 -- so rag.search finds its candidates with the owner's rights and an explicit tenant, and only
 -- then reads their text with the caller's rights, where the policies hold.

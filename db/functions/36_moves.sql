@@ -2,8 +2,12 @@
 --
 -- The new tables are filled and indexed before they are partitions, so nobody sees or waits for
 -- them. Then what changed meanwhile is copied again, until little is left; the rest is done in one
--- transaction that keeps the tenant's writers out: last changes, attach, delete the old rows, and
+-- transaction that keeps the tenant's writers out: last changes, delete the old rows, attach, and
 -- tell where he is now. A search has one snapshot, so it sees him wholly here or wholly there.
+--
+-- Direct SQL on rag.chunks is planned with the partitions there are, and only then takes the
+-- snapshot that it runs with: a switch between the two would hide him from it. So nobody else is in
+-- the middle of a statement on the parents when partitions are attached (rag._lock_parents).
 --
 -- What has changed is told by xmin, the transaction that wrote a row: rag_data.copied_… remembers
 -- it for each row that was copied. No writer has to know of moves.
@@ -337,8 +341,95 @@ comment on function rag._begin_move(text, boolean) is
     'Note that a tenant moves to a partition of his own, and make its tables; returns his id, null '
     'if he has one already (anew: if he has none yet). A move that was broken off goes on.';
 
-create or replace function rag._switch_partition(tenant_id int, partition_id int)
-    returns void
+create or replace function rag._lock_parents(
+    tenant_id int, partition_id int, lock_timeout interval
+)
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set lock_timeout = '500ms'
+as $$
+declare
+    v_until constant timestamptz := clock_timestamp() + _lock_parents.lock_timeout;
+    v_parent regclass;
+begin
+    -- Searches name the partitions themselves and never wait here; writers and direct SQL do. They
+    -- lock chunks first, as this does. All parents together are waited for that long, not each.
+    for v_parent in
+        select m.parent
+        from rag._move_tables(_lock_parents.tenant_id, _lock_parents.partition_id) as m
+        order by m.model_id nulls first, m.parent::text
+    loop
+        perform set_config(
+            'lock_timeout',
+            least(1000000, greatest(
+                1, ceil(1000 * extract(epoch from v_until - clock_timestamp()))
+            )) || 'ms',
+            true
+        );
+        execute format('lock table only %s in access exclusive mode', v_parent);
+    end loop;
+    return true;
+exception
+    when lock_not_available or deadlock_detected then
+        return false;
+end
+$$;
+
+comment on function rag._lock_parents(int, int, interval) is
+    'Have nobody else read or write by way of the partitioned tables until this transaction ends; '
+    'false, and all of them let go again, if some transaction uses one for longer than that.';
+
+create or replace function rag._lock_tenant_and_parents(
+    tenant_id int, partition_id int, lock_timeout interval
+)
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set lock_timeout = '500ms'
+as $$
+begin
+    -- In the order of writers. Who has read chunks before he writes is in the way of it, and then
+    -- let through: the next try may be luckier.
+    for i in 1..3 loop
+        begin
+            perform
+            from rag.tenants as t
+            where t.tenant_id = _lock_tenant_and_parents.tenant_id
+            for update;
+            if rag._lock_parents(
+                _lock_tenant_and_parents.tenant_id, _lock_tenant_and_parents.partition_id,
+                _lock_tenant_and_parents.lock_timeout
+            ) then
+                return true;
+            end if;
+            raise exception 'the partitioned tables are in use' using
+                errcode = 'lock_not_available',
+                detail = 'A transaction has been reading or writing for longer than the timeout.',
+                hint = 'The move tries again by itself.';
+        exception
+            when lock_not_available or deadlock_detected then
+                continue;
+        end;
+    end loop;
+    return false;
+end
+$$;
+
+comment on function rag._lock_tenant_and_parents(int, int, interval) is
+    'rag._lock_parents, and the tenant against writers before; false, and nothing locked, if one '
+    'or the other is in use all the time.';
+
+create or replace function rag._switch_partition(
+    tenant_id int, partition_id int, lock_timeout interval, is_small boolean
+)
+    returns boolean
     language plpgsql
     volatile
     parallel unsafe
@@ -354,7 +445,16 @@ begin
     from rag.tenants as t
     cross join rag.models as m
     where t.tenant_id = _switch_partition.tenant_id and m.dropped_at is null;
-    perform from rag.tenants as t where t.tenant_id = _switch_partition.tenant_id for update;
+    if _switch_partition.is_small then
+        if not rag._lock_tenant_and_parents(
+            _switch_partition.tenant_id, _switch_partition.partition_id,
+            _switch_partition.lock_timeout
+        ) then
+            return false;
+        end if;
+    else
+        perform from rag.tenants as t where t.tenant_id = _switch_partition.tenant_id for update;
+    end if;
     insert into rag.partitions (partition_id, kind) overriding system value
     values (_switch_partition.partition_id, 'dedicated');
     for v_table in
@@ -375,18 +475,28 @@ begin
                 v_table.source, v_table.template, v_table.child, v_table.copied,
                 _switch_partition.tenant_id, _switch_partition.partition_id
             );
-            execute format('alter table %s attach partition rag_data.%I for values in (%s)',
-                v_table.parent, v_table.child, _switch_partition.partition_id);
-            execute format('alter table rag_data.%I drop constraint is_of_partition',
-                v_table.child);
-            if v_table.model_id is not null then
-                execute format('alter table rag_data.%I drop constraint is_of_model',
-                    v_table.child);
-            end if;
-            execute format('drop table rag_data.%I', v_table.copied);
         end if;
         execute format('delete from %s as s where s.tenant_id = $1', v_table.source)
         using _switch_partition.tenant_id;
+    end loop;
+    if not rag._lock_parents(
+        _switch_partition.tenant_id, _switch_partition.partition_id,
+        _switch_partition.lock_timeout
+    ) then
+        return false;
+    end if;
+    for v_table in
+        select m.*
+        from rag._move_tables(_switch_partition.tenant_id, _switch_partition.partition_id) as m
+        where to_regclass(format('rag_data.%I', m.copied)) is not null
+    loop
+        execute format('alter table %s attach partition rag_data.%I for values in (%s)',
+            v_table.parent, v_table.child, _switch_partition.partition_id);
+        execute format('alter table rag_data.%I drop constraint is_of_partition', v_table.child);
+        if v_table.model_id is not null then
+            execute format('alter table rag_data.%I drop constraint is_of_model', v_table.child);
+        end if;
+        execute format('drop table rag_data.%I', v_table.copied);
     end loop;
     update rag.tenants as t
     set
@@ -405,13 +515,18 @@ begin
         )
     where t.tenant_id = _switch_partition.tenant_id;
     delete from rag.moves as m where m.tenant_id = _switch_partition.tenant_id;
+    return true;
 end
 $$;
 
-comment on function rag._switch_partition(int, int) is
-    'The last step of a move: from its commit on the tenant is in his own partition.';
+comment on function rag._switch_partition(int, int, interval, boolean) is
+    'The last step of a move: from its commit on the tenant is in his own partition. False, and '
+    'to be rolled back, if the parents were in use all the time. For a small tenant they are '
+    'locked at once, else when all that takes long is done.';
 
-create or replace function rag._move_on(tenant_id int, most int default 10000)
+create or replace function rag._move_on(
+    tenant_id int, most int default 10000, lock_timeout interval default '500 ms'
+)
     returns text
     language plpgsql
     volatile
@@ -424,6 +539,8 @@ declare
     v_move rag.moves;
     v_table record;
     v_rows bigint := 0;
+    v_is_caught_up boolean;
+    v_is_free boolean;
 begin
     perform rag._require_fresh_snapshots('a move');
     perform rag._share_models();
@@ -483,96 +600,170 @@ begin
         update rag.moves as m set stage = 'catching up' where m.tenant_id = _move_on.tenant_id;
         return 'indexing';
     end if;
-    -- Catching up: while writers write, at most five times, then they wait for the rest.
-    for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
-    loop
-        continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
-        v_rows := v_rows + rag._copy_changes(
-            v_table.source, v_table.template, v_table.child, v_table.copied,
-            v_move.tenant_id, v_move.partition_id
+    if v_move.stage = 'catching up' then
+        -- While writers write, at most five times, then they wait for the rest.
+        for v_table in select t.* from rag._move_tables(v_move.tenant_id, v_move.partition_id) as t
+        loop
+            continue when to_regclass(format('rag_data.%I', v_table.copied)) is null;
+            v_rows := v_rows + rag._copy_changes(
+                v_table.source, v_table.template, v_table.child, v_table.copied,
+                v_move.tenant_id, v_move.partition_id
+            );
+        end loop;
+        v_is_caught_up := v_rows <= 500 or v_move.passes >= 5;
+        -- Could they be locked? With a long reader there the switch would be work for nothing.
+        v_is_free := v_is_caught_up and rag._lock_parents(
+            v_move.tenant_id, v_move.partition_id, _move_on.lock_timeout
         );
-    end loop;
-    update rag.moves as m
-    set rows = m.rows + v_rows, passes = m.passes + 1
-    where m.tenant_id = _move_on.tenant_id;
-    if v_rows > 500 and v_move.passes < 5 then
-        return 'catching up';
+        update rag.moves as m
+        set
+            rows = m.rows + v_rows,
+            passes = m.passes + 1,
+            stage = case when v_is_free then 'switching' else m.stage end
+        where m.tenant_id = _move_on.tenant_id;
+        return case
+            when v_is_free then 'switching'
+            when v_is_caught_up then 'waiting'
+            else 'catching up'
+        end;
     end if;
     begin
-        perform rag._switch_partition(v_move.tenant_id, v_move.partition_id);
+        if rag._switch_partition(
+            v_move.tenant_id, v_move.partition_id, _move_on.lock_timeout,
+            -- To delete the old rows of a big one takes seconds, in which everybody would wait.
+            v_move.rows < 100000
+        ) then
+            return 'done';
+        end if;
+        raise exception 'the partitioned tables are in use' using
+            errcode = 'lock_not_available',
+            detail = 'A transaction has been reading or writing for longer than the timeout.',
+            hint = 'The move tries again by itself.';
     exception
         when lock_not_available or deadlock_detected then
+            update rag.moves as m
+            set stage = 'catching up'
+            where m.tenant_id = _move_on.tenant_id;
             return 'waiting';
     end;
-    return 'done';
 end
 $$;
 
-comment on function rag._move_on(int, int) is
+comment on function rag._move_on(int, int, interval) is
     'The next step of a tenant''s move, to be committed; returns copying, indexing, catching up, '
-    'waiting (for writers), or done.';
+    'switching, waiting (for whoever uses the tables), or done.';
+
+create or replace function rag._pause(waits int, tries int default null)
+    returns double precision
+    language plpgsql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    if _pause.waits >= _pause.tries then
+        raise exception 'the tenant cannot be switched to his new partition' using
+            errcode = 'lock_not_available',
+            detail = format(
+                'Tried %s times: each time a transaction went on reading or writing chunks, or '
+                'writing to the tenant.', _pause.waits
+            ),
+            hint = 'Nothing is lost: he is where he was, and his copy is kept. When that '
+            'transaction has ended (pg_stat_activity.xact_start), call again; with '
+            'lock_timeout => ''5 s'' others wait longer, and the switch succeeds sooner.';
+    end if;
+    -- Each try makes others wait, so they become rarer.
+    return least(5, 0.2 * 1.3 ^ least(_pause.waits, 20));
+end
+$$;
+
+comment on function rag._pause(int, int) is
+    'How many seconds a move rests that has waited so often, or the error when it was to wait no '
+    'more.';
 
 -- Procedures, because they commit after each step. They can pin no search path and have no rights
 -- of their own; all that needs either is in the functions above.
-create or replace procedure rag._move(tenant_id int)
+create or replace procedure rag._begin_as_autocommit()
+    language plpgsql
+    security invoker
+as $$
+begin
+    -- Inside of a transaction it fails here, before anything is done. No procedure can catch that
+    -- or give it words of its own, but its name is in the error's CONTEXT.
+    commit;
+end
+$$;
+
+comment on procedure rag._begin_as_autocommit () is
+    'What comes next commits as it goes: the error for who called it inside of begin … commit.';
+
+create or replace procedure rag._move(tenant_id int, tries int, lock_timeout interval)
     language plpgsql
     security invoker
 as $$
 declare
     v_step text;
+    v_waits int := 0;
 begin
     loop
-        v_step := rag._move_on(_move.tenant_id);
+        v_step := rag._move_on(_move.tenant_id, lock_timeout => _move.lock_timeout);
         commit;
         exit when v_step operator(pg_catalog.=) 'done';
         if v_step operator(pg_catalog.=) 'waiting' then
-            perform pg_catalog.pg_sleep(0.2);
+            v_waits := v_waits operator(pg_catalog.+) 1;
+            perform pg_catalog.pg_sleep(rag._pause(v_waits, _move.tries));
         end if;
     end loop;
 end
 $$;
 
-comment on procedure rag._move (int) is 'Take a tenant''s move to its end, step by step.';
+comment on procedure rag._move (int, int, interval) is
+    'Take a tenant''s move to its end, step by step.';
 
-create or replace procedure rag.isolate_tenant(name text)
+create or replace procedure rag.isolate_tenant(
+    name text, tries int default 200, lock_timeout interval default '500 ms'
+)
     language plpgsql
     security invoker
 as $$
 declare
     v_tenant int;
 begin
-    -- Inside of a transaction it fails here, before anything is done.
-    commit;
+    call rag._begin_as_autocommit();
     v_tenant := rag._begin_move(isolate_tenant.name);
     commit;
     if v_tenant is not null then
-        call rag._move(v_tenant);
+        call rag._move(v_tenant, isolate_tenant.tries, isolate_tenant.lock_timeout);
     end if;
 end
 $$;
 
-comment on procedure rag.isolate_tenant (text) is
+comment on procedure rag.isolate_tenant (text, int, interval) is
     'Move a tenant to a partition of his own with an HNSW index, while he is searched and written '
-    'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. '
+    'to. Broken off, it goes on where it was when called again; rag.cancel_move gives it up. For '
+    'the switch writers and direct SQL wait lock_timeout at most, for each of so many tries. '
     'maintenance_work_mem of the session is what the index is built in.';
 
-create or replace procedure rag.rebuild_tenant(name text)
+create or replace procedure rag.rebuild_tenant(
+    name text, tries int default 200, lock_timeout interval default '500 ms'
+)
     language plpgsql
     security invoker
 as $$
 declare
     v_tenant int;
 begin
-    commit;
+    call rag._begin_as_autocommit();
     v_tenant := rag._begin_move(rebuild_tenant.name, true);
     commit;
     if v_tenant is not null then
-        call rag._move(v_tenant);
+        call rag._move(v_tenant, rebuild_tenant.tries, rebuild_tenant.lock_timeout);
     end if;
 end
 $$;
 
-comment on procedure rag.rebuild_tenant (text) is
+comment on procedure rag.rebuild_tenant (text, int, interval) is
     'Make the partition of a tenant who has one of his own anew, beside the old one, as '
     'rag.isolate_tenant does: no dead rows, no bloat of its indexes. A no-op in a shared one.';
 
@@ -760,8 +951,7 @@ create or replace procedure rag.pool_tenant(name text)
     security invoker
 as $$
 begin
-    -- Inside of a transaction it fails here, before anything is done.
-    commit;
+    call rag._begin_as_autocommit();
     perform rag.cancel_move(pool_tenant.name);
     perform rag._pool(pool_tenant.name);
     commit;

@@ -829,9 +829,9 @@ begin
     end if;
     if v_step.action in ('resume', 'demote', 'promote', 'rebuild') then
         v_result := rag._move_step(v_step);
-        -- Writers who never let go: the copies are kept, and taken up by the next run.
-        if v_result = 'waiting' and v_step.position > 100 then
-            v_result := 'left for the next time: the tenant is written to without a pause';
+        -- Whoever never lets go: the copies are kept, and taken up by the next run.
+        if v_result = 'waiting' and v_step.position > 20 then
+            v_result := 'left for the next time: the tables were in use all the time';
         end if;
     else
         v_result := rag._maintain_step(v_step);
@@ -866,9 +866,9 @@ as $$
 declare
     v_run bigint;
     v_state text;
+    v_waits int := 0;
 begin
-    -- Inside of a transaction it fails here, before anything is done.
-    commit;
+    call rag._begin_as_autocommit();
     v_run := rag._begin_maintenance(
         maintain.promote_at, maintain.demote_at, maintain.bloat, maintain.most_partitions
     );
@@ -878,7 +878,10 @@ begin
         commit;
         exit when v_state operator(pg_catalog.=) 'done';
         if v_state operator(pg_catalog.=) 'waiting' then
-            perform pg_catalog.pg_sleep(0.2);
+            v_waits := v_waits operator(pg_catalog.+) 1;
+            perform pg_catalog.pg_sleep(rag._pause(v_waits));
+        else
+            v_waits := 0;
         end if;
     end loop;
 end

@@ -90,6 +90,7 @@ declare
     v_tenant int := rag._tenant_of_caller(export_tenant.name);
     v_partition int := (select t.partition_id from rag.tenants as t where t.tenant_id = v_tenant);
     v_model rag.models := rag._active_model(v_tenant);
+    v_documents bigint := 0;
     v_chunks bigint := 0;
 begin
     return query
@@ -142,7 +143,10 @@ begin
     )::text
     from rag.documents as d
     join rag.collections as n on n.tenant_id = v_tenant and n.collection_id = d.collection_id
-    where d.tenant_id = v_tenant
+    where
+        d.tenant_id = v_tenant
+        -- Nobody finds what has expired, though it may not be purged yet.
+        and (d.expires_at is null or d.expires_at > statement_timestamp())
     order by d.document_id;
 
     -- A document may have 100,000 of them: no more than 100 in a line.
@@ -179,7 +183,10 @@ begin
         where k.partition_id = v_partition and k.tenant_id = v_tenant
         group by k.document_id, k.ordinal / 100
     ) as c
-    join rag.documents as d on d.tenant_id = v_tenant and d.document_id = c.document_id
+    join rag.documents as d
+        on d.tenant_id = v_tenant
+        and d.document_id = c.document_id
+        and (d.expires_at is null or d.expires_at > statement_timestamp())
     join rag.collections as n on n.tenant_id = v_tenant and n.collection_id = d.collection_id
     order by c.document_id, c.part;
 
@@ -224,14 +231,26 @@ begin
         order by r.rolname;
     end if;
 
+    select count(*) into v_documents
+    from rag.documents as d
+    where
+        d.tenant_id = v_tenant
+        and (d.expires_at is null or d.expires_at > statement_timestamp());
     select count(*) into v_chunks
     from rag.chunks as c
-    where c.partition_id = v_partition and c.tenant_id = v_tenant;
+    where
+        c.partition_id = v_partition
+        and c.tenant_id = v_tenant
+        and not c.document_id = any(array(
+            select d.document_id
+            from rag.documents as d
+            where d.tenant_id = v_tenant and d.expires_at <= statement_timestamp()
+        ));
     -- By it a file that was cut off is known.
     return query
     select json_build_object(
         'kind', 'end',
-        'documents', (select count(*) from rag.documents as d where d.tenant_id = v_tenant),
+        'documents', v_documents,
         'chunks', v_chunks
     )::text;
 end
@@ -769,6 +788,7 @@ declare
 begin
     perform rag._require_fresh_snapshots('an import');
     perform rag._lock_tenant(v_tenant);
+    perform rag._queue_for_quota(v_tenant);
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     select min(coalesce(l.line ->> 'kind', 'null')) into v_unknown

@@ -204,7 +204,8 @@ declare
     v_reasons text[] := '{}';
 begin
     select
-        c.document_id, c.ordinal, c.collection_id, c.metadata, d.uri, n.name, l.lexemes
+        c.document_id, c.ordinal, c.collection_id, c.metadata, d.uri, d.expires_at, n.name,
+        l.lexemes
     into v_chunk
     from rag.chunks as c
     join rag.documents as d
@@ -222,6 +223,11 @@ begin
     if not found then
         return query
         select 'absent', 'unknown: the tenant has no chunk of this id', null::jsonb;
+        return;
+    end if;
+    if v_chunk.expires_at <= statement_timestamp() then
+        return query
+        select 'absent', 'its document has expired', null::jsonb;
         return;
     end if;
     return query

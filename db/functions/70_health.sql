@@ -361,22 +361,28 @@ declare
     v_partitions int[] := array(
         select distinct t.partition_id from rag.tenants as t where t.tenant_id = any(v_tenants)
     );
-    -- What waits for a suspended tenant is not late.
-    v_served int[] := array(
-        select t.tenant_id
-        from rag.tenants as t
-        where t.tenant_id = any(v_tenants) and not t.is_suspended
-    );
     v_due interval;
+    v_waiting bigint;
+    v_held bigint;
     v_failed bigint;
 begin
+    -- What waits for a tenant or a model that is held is not late.
     select
-        clock_timestamp() - min(j.due_at) filter (
-            where j.failed_at is null and j.tenant_id = any(v_served)
-        ),
+        clock_timestamp() - min(j.due_at) filter (where j.failed_at is null and not h.is_held),
+        count(*) filter (where j.failed_at is null and not h.is_held),
+        count(*) filter (where j.failed_at is null and h.is_held),
         count(*) filter (where j.failed_at is not null)
-    into v_due, v_failed
+    into v_due, v_waiting, v_held, v_failed
     from rag.jobs as j
+    join rag.tenants as t on t.tenant_id = j.tenant_id
+    join rag.models as m on m.model_id = j.model_id
+    cross join lateral (
+        select
+            t.is_suspended
+            or t.is_paused
+            or m.is_paused
+            or j.model_id = any(t.paused_models) as is_held
+    ) as h
     where j.tenant_id = any(v_tenants);
 
     if v_is_admin then
@@ -493,15 +499,16 @@ begin
     where n.tenant_id = any(v_tenants) and n.reindexed_to is not null;
     return query
     select
-        'jobs waiting', count(*)::text,
+        'jobs waiting', v_waiting::text,
         case
             -- A worker polls every second: what is due for a minute is due to nobody.
             when v_due > interval '1 minute'
                 then format('the oldest has waited for %s: is an embedder running?',
                     date_trunc('second', v_due))
-        end
-    from rag.jobs as j
-    where j.tenant_id = any(v_served) and j.failed_at is null;
+        end;
+    return query
+    select 'jobs held', v_held::text, null
+    where v_held > 0;
     return query
     select
         'jobs failed', v_failed::text,

@@ -174,6 +174,37 @@ $$;
 
 comment on function rag._tables() is 'Tables and views of ours, for the audit.';
 
+create or replace function rag._is_invoker_view(options text[])
+    returns boolean
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return coalesce(options, '{}') && '{security_invoker=true,security_invoker=on}';
+
+comment on function rag._is_invoker_view(text[]) is
+    'Whether a view of these options reads with the rights of its caller.';
+
+create or replace function rag._is_by_tenant(index pg_index)
+    returns boolean
+    language sql
+    stable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select exists (
+        select
+        from pg_attribute as a
+        where
+            a.attrelid = (_is_by_tenant.index).indrelid
+            and a.attname = 'tenant_id'
+            and a.attnum = any((_is_by_tenant.index).indkey::int2[])
+    )
+$$;
+
+comment on function rag._is_by_tenant(pg_index) is 'Whether tenant_id is a column of an index.';
+
 create or replace function rag._audit_tables()
     returns table (name text, offenders text[], what_to_do text)
     language plpgsql
@@ -183,6 +214,8 @@ create or replace function rag._audit_tables()
     set search_path = pg_catalog, public, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    v_places constant text[] := '{rag.chunks,rag.lexemes,rag.embeddings}';
 begin
     -- Not forced: the owner's functions read under the tenant they have verified, by indexes that
     -- no policy lets them use. So what matters is who is the owner.
@@ -214,11 +247,14 @@ begin
             from rag._tables() as t
             cross join (values
                 ('tenant_only restrictive * (tenant_id = ( SELECT rag._policy_tenant() AS '
-                '_policy_tenant)) {0}'),
-                (format('app_reads permissive r true {%s}', 'rag_app'::regrole::oid))
-            ) as w (policy)
+                '_policy_tenant)) {0}', false),
+                (format('app_reads permissive r true {%s}', 'rag_app'::regrole::oid), false),
+                ('in_its_place restrictive * (partition_id = ( SELECT rag._policy_partition() AS '
+                '_policy_partition)) {0}', true)
+            ) as w (policy, is_of_place)
             where
                 t.is_of_tenants
+                and (not w.is_of_place or t.name = any(v_places))
                 and t.kind in ('r', 'p')
                 and not exists (
                     select
@@ -236,7 +272,9 @@ begin
             select format('%s has %s', t.name, p.polname)
             from rag._tables() as t
             join pg_policy as p on p.polrelid = t.oid
-            where p.polname not in ('tenant_only', 'app_reads')
+            where
+                p.polname not in ('tenant_only', 'app_reads', 'in_its_place')
+                or p.polname = 'in_its_place' and not t.name = any(v_places)
             order by 1
         ),
         'drop the foreign policy; python -m db.migrate makes those that are missing, where a table '
@@ -283,9 +321,7 @@ begin
             join pg_class as c on c.oid = t.oid
             where
                 t.kind in ('m', 'f')
-                or t.kind = 'v'
-                and not coalesce(c.reloptions, '{}')
-                && '{security_invoker=true,security_invoker=on}'
+                or t.kind = 'v' and not rag._is_invoker_view(c.reloptions)
             union all
             -- In other schemas too: a view reads with the rights of its owner. A temporary one is
             -- of the session that made it, which has those rights anyway.
@@ -303,9 +339,7 @@ begin
                 and v.relnamespace not in ('rag'::regnamespace, 'rag_data'::regnamespace)
                 and (
                     v.relkind = 'm'
-                    or v.relkind = 'v'
-                    and not coalesce(v.reloptions, '{}')
-                    && '{security_invoker=true,security_invoker=on}'
+                    or v.relkind = 'v' and not rag._is_invoker_view(v.reloptions)
                 )
             group by v.oid, t.name
             order by 1
@@ -326,14 +360,7 @@ begin
                     -- Generated: nobody can probe with it.
                     'rag.jobs_job_id_key'
                 )
-                and not exists (
-                    select
-                    from pg_attribute as a
-                    where
-                        a.attrelid = t.oid
-                        and a.attname = 'tenant_id'
-                        and a.attnum = any(i.indkey::int2[])
-                )
+                and not rag._is_by_tenant(i)
             union all
             select format('%s refers to %s without tenant_id', c.conname, c.confrelid::regclass)
             from pg_constraint as c
@@ -365,11 +392,7 @@ begin
                 and not exists (
                     select
                     from pg_index as i
-                    join pg_attribute as a on a.attrelid = t.oid and a.attname = 'tenant_id'
-                    where
-                        i.indrelid = t.oid
-                        and i.indisprimary
-                        and a.attnum = any(i.indkey::int2[])
+                    where i.indrelid = t.oid and i.indisprimary and rag._is_by_tenant(i)
                 )
             union all
             -- Samples of rows, which the planner shows to whoever may read a table's columns.

@@ -2,7 +2,7 @@
 -- Each question returns the offenders, so a failing test names them.
 
 begin;
-select plan(57);
+select plan(58);
 
 -- Functions -------------------------------------------------------------------------------------
 
@@ -102,7 +102,8 @@ select set_eq(
     $$ select f.name::text from functions as f where f.is_definer $$,
     array[
         -- tenants
-        '_context', '_policy_tenant', 'create_tenant', 'current_tenant', 'drop_tenant',
+        '_context', '_policy_tenant', '_policy_partition',
+        'create_tenant', 'current_tenant', 'drop_tenant',
         '_begin_move', '_move_on', '_pool', 'cancel_move', 'drop_empty_partitions',
         'partition_report', 'maintenance_plan', 'maintenance_report', '_begin_maintenance',
         '_maintain', 'clone_tenant', 'export_tenant', 'import_lines',
@@ -138,10 +139,10 @@ select set_eq(
     'the functions that run with the owner''s rights are these'
 );
 
--- Private is what nobody may call. Twelve are granted all the same: row-level security asks
--- _policy_tenant as the caller, rag.search calls _passages, _past_passages, _context, _candidates
--- and _texts as the caller, and procedures, which have no rights of their own, the steps of a move
--- and of maintenance.
+-- Private is what nobody may call. Fifteen are granted all the same: row-level security asks
+-- _policy_tenant and _policy_partition as the caller, rag.search calls _passages, _past_passages,
+-- _context, _candidates and _texts as the caller, and procedures, which have no rights of their
+-- own, the steps of a move and of maintenance.
 select set_eq(
     $$
         select distinct f.name::text
@@ -151,10 +152,10 @@ select set_eq(
     $$,
     array[
         '_policy_tenant', '_context', '_candidates', '_texts', '_passages', '_past_passages',
-        '_begin_move',
+        '_policy_partition', '_begin_move', '_begin_as_autocommit', '_pause',
         '_move_on', '_move', '_pool', '_begin_maintenance', '_maintain'
     ],
-    'no role may execute a private function, but for twelve'
+    'no role may execute a private function, but for fifteen'
 );
 select is_empty(
     $$
@@ -469,9 +470,23 @@ select is_empty(
         select p.polrelid::regclass, p.polname
         from pg_policy as p
         join tables as t on t.oid = p.polrelid
-        where p.polname not in ('tenant_only', 'app_reads') or not t.is_of_tenants
+        where p.polname not in ('tenant_only', 'app_reads', 'in_its_place') or not t.is_of_tenants
     $$,
     'and no other policy anywhere'
+);
+select set_eq(
+    $$
+        select p.polrelid::regclass::text, pg_get_expr(p.polqual, p.polrelid)
+        from pg_policy as p
+        where p.polname = 'in_its_place' and not p.polpermissive and p.polcmd = '*'
+    $$,
+    $$
+        select
+            x.name,
+            '(partition_id = ( SELECT rag._policy_partition() AS _policy_partition))'
+        from unnest(array['rag.chunks', 'rag.lexemes', 'rag.embeddings']) as x (name)
+    $$,
+    'but for partitioned tables that one which has a snapshot see a tenant in one place'
 );
 
 select is_empty(

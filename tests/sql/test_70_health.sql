@@ -2,7 +2,7 @@
 -- session is in tests/test_queue_races.py.
 
 begin;
-select plan(45);
+select plan(46);
 
 -- Two dimensions, so that vectors can be written by hand.
 do $$
@@ -356,8 +356,22 @@ select results_eq(
 );
 do $$
 begin
-    perform rag.resume_jobs('other');
     perform rag.resume_tenant('default');
+    perform rag.pause_jobs('default');
+end
+$$;
+select results_eq(
+    $$ select item, value, warning from rag.status() where item like 'jobs %' $$,
+    $$
+        values
+        ('jobs waiting', '0', null), ('jobs held', '2', null), ('jobs failed', '0', null)
+    $$,
+    'what waits for those is held, and not late'
+);
+do $$
+begin
+    perform rag.resume_jobs('default');
+    perform rag.resume_jobs('other');
 end
 $$;
 update rag.jobs set failed_at = now(), error = 'no';
