@@ -97,12 +97,19 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The queue over all tenants and models; age in seconds, of the oldest job that waits."""
+    """The queue over all tenants and models, and the files to be read.
+
+    Ages are those of the oldest that waits, in seconds.
+    """
 
     waiting: int
     leased: int
     failed: int
     age: float
+    files_waiting: int
+    files_leased: int
+    files_failed: int
+    files_age: float
 
 
 class _Counts:
@@ -189,6 +196,14 @@ class _WorkerCollector(Collector):
         yield jobs
         yield GaugeMetricFamily(
             "ragdb_queue_age_seconds", "Age of the oldest job that waits.", queue.age
+        )
+        files = GaugeMetricFamily("ragdb_files", "Uploads to be read.", labels=["state"])
+        files.add_metric(["waiting"], queue.files_waiting)
+        files.add_metric(["leased"], queue.files_leased)
+        files.add_metric(["failed"], queue.files_failed)
+        yield files
+        yield GaugeMetricFamily(
+            "ragdb_files_age_seconds", "Age of the oldest upload that waits.", queue.files_age
         )
 
 

@@ -127,13 +127,26 @@ select
 from rag.progress() as p
 
 -- name: queue
--- The queue over all tenants and models.
+-- The queue over all tenants and models, and the files that are to be read.
 select
-    coalesce(sum(p.waiting), 0)::int8 as waiting,
-    coalesce(sum(p.leased), 0)::int8 as leased,
-    coalesce(sum(p.failed), 0)::int8 as failed,
-    coalesce(extract(epoch from max(p.oldest_waiting)), 0)::float8 as age
-from rag.progress() as p
+    j.waiting, j.leased, j.failed, j.age, u.files_waiting, u.files_leased, u.files_failed,
+    u.files_age
+from (
+    select
+        coalesce(sum(p.waiting), 0)::int8 as waiting,
+        coalesce(sum(p.leased), 0)::int8 as leased,
+        coalesce(sum(p.failed), 0)::int8 as failed,
+        coalesce(extract(epoch from max(p.oldest_waiting)), 0)::float8 as age
+    from rag.progress() as p
+) as j
+cross join (
+    select
+        coalesce(sum(p.pending), 0)::int8 as files_waiting,
+        coalesce(sum(p.processing), 0)::int8 as files_leased,
+        coalesce(sum(p.failed), 0)::int8 as files_failed,
+        coalesce(extract(epoch from max(p.oldest_pending)), 0)::float8 as files_age
+    from rag.upload_progress() as p
+) as u
 
 -- name: export_tenant
 -- A tenant as lines of JSON; COPY sends them as they are made and takes no parameters.

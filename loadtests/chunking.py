@@ -1,12 +1,13 @@
 """Chunking measured beside two splitters that people use: how fast, and what is found.
 
-    python -m loadtests.chunking [--mb 5] [--no-retrieval]
+    python -m loadtests.chunking [--mb 5] [--no-speed] [--no-retrieval]
 
 The others are measured where they are installed, at the versions of requirements/splitters.txt:
 `.venv/bin/python -m pip install -r requirements/splitters.txt`. Speed is processor time, of the
 server's process or of this one: other work on the machine does not count. What is found: the
-paragraphs of squad-dev are put together into whole articles, which each splitter cuts into chunks
-of the same size; a question has an answer where its paragraph is among the first passages.
+paragraphs of squad-dev and other judged data are put together into whole articles, which each
+splitter cuts into chunks of the same size; a question has an answer where its paragraph is among
+the first passages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gzip
 import importlib
 import importlib.util
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 SIZE: Final = 800
 DEPTH: Final = 5
 """Passages that a question has."""
+SENTENCE_END: Final = re.compile("[.!?:;\u2026][\"'\u201d\u2019)\\]\u00bb]*\\Z")
 
 
 @dataclass(frozen=True)
@@ -138,34 +141,53 @@ def measure_speed(connection: Connection, megabytes: float) -> None:
                   f"| {size / seconds:.2f} |", flush=True)  # fmt: skip
 
 
-def articles() -> tuple[list[str], dict[str, tuple[int, int, int]]]:
-    """Whole articles of squad-dev, and where in them each paragraph lies: article, start, end."""
-    paragraphs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for line in (DATA / "squad-dev" / "corpus.jsonl").read_text("utf-8").splitlines():
-        document = json.loads(line)
-        paragraphs[document["title"]].append((document["id"], document["text"].strip()))
-    whole: list[str] = []
+@dataclass(frozen=True)
+class Judged:
+    """Articles put together of judged paragraphs."""
+
+    name: str
+    articles: list[str]
+    questions: list[tuple[str, str]]
+    """Each question's text and the paragraph that answers it."""
+    places: dict[str, tuple[int, int, int]]
+    """Where a paragraph lies: article, start, end."""
+
+
+def lines_of(name: str, file: str) -> list[str]:
+    """The lines of a file of a collection, packed or not."""
+    path = DATA / name / file
+    if path.exists():
+        return path.read_text("utf-8").splitlines()
+    return gzip.decompress(path.with_name(f"{file}.gz").read_bytes()).decode().splitlines()
+
+
+def judged(name: str, between: str) -> Judged:
+    """A collection as articles: squad-dev has titles, others make articles of some paragraphs."""
+    documents = [json.loads(line) for line in lines_of(name, "corpus.jsonl")]
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    # The five paragraphs of an article of xquad-es follow each other.
+    together = 5 if name == "xquad-es" else 12
+    for number, document in enumerate(documents):
+        group = document["title"] if name == "squad-dev" else str(number // together)
+        groups[group].append((document["id"], document["text"].strip()))
+    articles: list[str] = []
     places: dict[str, tuple[int, int, int]] = {}
-    for number, members in enumerate(paragraphs.values()):
+    for number, members in enumerate(groups.values()):
         text = ""
-        for name, paragraph in members:
-            # Not by empty lines alone: a splitter that knows paragraphs would only find the gold.
-            text += "\n" if text else ""
-            places[name] = (number, len(text), len(text) + len(paragraph))
-            text += paragraph
-        whole.append(text)
-    return whole, places
-
-
-def judgements() -> list[tuple[str, str, str]]:
-    """Id and text of each question, and its paragraph."""
-    folder = DATA / "squad-dev"
-    questions = {
-        found["id"]: found["text"]
-        for found in map(json.loads, (folder / "queries.jsonl").read_text("utf-8").splitlines())
+        for paragraph, content in members:
+            text += between if text else ""
+            places[paragraph] = (number, len(text), len(text) + len(content))
+            text += content
+        articles.append(text)
+    texts = {
+        found["id"]: found["text"] for found in map(json.loads, lines_of(name, "queries.jsonl"))
     }
-    lines = (folder / "qrels.tsv").read_text("utf-8").splitlines()
-    return [(q, questions[q], d) for q, d, _ in (line.split("\t") for line in lines)]
+    questions = [
+        (texts[query], paragraph)
+        for query, paragraph, grade in (line.split("\t") for line in lines_of(name, "qrels.tsv"))
+        if int(grade) > 0 and paragraph in places
+    ]
+    return Judged(name, articles, questions, places)
 
 
 def gains(found: list[Passage], place: tuple[int, int, int]) -> list[float]:
@@ -183,7 +205,7 @@ def gains(found: list[Passage], place: tuple[int, int, int]) -> list[float]:
 
 
 def scores(
-    rankings: list[list[Passage]], places: list[tuple[int, int, int]], passages: list[Passage]
+    rankings: list[list[Passage]], data: Judged, passages: list[Passage]
 ) -> tuple[float, float]:
     """Mean share of the paragraph in the first passages, and nDCG with that share as the gain."""
     discounts = 1 / np.log2(np.arange(2, DEPTH + 2))
@@ -192,7 +214,8 @@ def scores(
         by_article[passage.article].append(passage)
     recalls: list[float] = []
     ndcgs: list[float] = []
-    for found, place in zip(rankings, places, strict=True):
+    for found, (_, paragraph) in zip(rankings, data.questions, strict=True):
+        place = data.places[paragraph]
         shares = gains(found[:DEPTH], place)
         best = sorted(gains(by_article[place[0]], place), reverse=True)[:DEPTH]
         recalls.append(sum(shares))
@@ -202,60 +225,91 @@ def scores(
     return float(np.mean(recalls)), float(np.mean(ndcgs))
 
 
-def measure_retrieval(connection: Connection) -> None:
-    """Print a table of what BM25 and the model find in the chunks of each splitter."""
-    whole, places = articles()
-    asked = judgements()
-    targets = [places[d] for _, _, d in asked]
-    model = RememberingModel(models.load(Settings.from_environment()), ROOT / "evaluation")
-    queries = np.stack([model.encode_query(text) for _, text, _ in asked])
-    splitters = {
+def splitters_of_prose(connection: Connection) -> dict[str, Callable[[str], list[tuple[int, str]]]]:
+    """Those to be compared by what is found."""
+    return {
         **{f"ragdb {name}": ours(connection, name) for name in ("recursive", "sentence")},
         **{name: split for name, split in others().items() if "Markdown" not in name},
     }
-    print(f"\n{len(whole)} articles, {len(asked)} questions, chunks of {SIZE}, {DEPTH} passages")
-    print("| splitter | chunks | mean size | BM25 recall | BM25 nDCG | model recall | model nDCG |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, split in splitters.items():
-        passages = [
-            Passage(number, start, start + len(text), text)
-            for number, article in enumerate(whole)
-            for start, text in split(article)
-        ]
-        lexical = scores(by_words(connection, passages, asked), targets, passages)
+
+
+def passages_of(
+    data: Judged, split: Callable[[str], list[tuple[int, str]]]
+) -> tuple[list[Passage], str]:
+    """All chunks of the articles, and how many and how large they are, as cells of a table."""
+    passages = [
+        Passage(number, start, start + len(text), text)
+        for number, article in enumerate(data.articles)
+        for start, text in split(article)
+    ]
+    mean = sum(len(p.text) for p in passages) / len(passages)
+    torn = sum(not SENTENCE_END.search(p.text) for p in passages) / len(passages)
+    return passages, f"{len(passages):,} | {mean:.0f} | {100 * torn:.0f} %"
+
+
+def measure_words(connection: Connection) -> None:
+    """Print a table of what BM25 finds in the chunks of each splitter, of several collections."""
+    print(f"\nBM25, chunks of {SIZE}, {DEPTH} passages")
+    print("| data | splitter | chunks | mean size | no sentence's end | recall | nDCG |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, between, how in (
+        ("squad-dev", "\n", "line ends"),
+        ("squad-dev", "\n\n", "empty lines"),
+        ("squad-dev", " ", "spaces"),
+        ("xquad-es", "\n", "line ends"),
+        ("xquad-es", "\n\n", "empty lines"),
+        ("scifact", "\n\n", "empty lines"),
+        ("cranfield", "\n\n", "empty lines"),
+    ):
+        data = judged(name, between)
+        for splitter, split in splitters_of_prose(connection).items():
+            passages, size = passages_of(data, split)
+            recall, ndcg = scores(by_words(connection, passages, data), data, passages)
+            print(
+                f"| {name}, {how} | {splitter} | {size} | {recall:.4f} | {ndcg:.4f} |", flush=True
+            )
+
+
+def measure_model(connection: Connection) -> None:
+    """Print a table of what the model finds in squad-dev."""
+    data = judged("squad-dev", "\n")
+    model = RememberingModel(models.load(Settings.from_environment()), ROOT / "evaluation")
+    queries = np.stack([model.encode_query(text) for text, _ in data.questions])
+    print(f"\nThe model, {len(data.articles)} articles, {len(data.questions)} questions")
+    print("| splitter | chunks | mean size | no sentence's end | recall | nDCG |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for splitter, split in splitters_of_prose(connection).items():
+        passages, size = passages_of(data, split)
         vectors = model.encode_documents([p.text for p in passages])
         nearest = np.argsort(-(queries @ vectors.T), axis=1)[:, :DEPTH]
-        semantic = scores([[passages[n] for n in row] for row in nearest], targets, passages)
-        mean = sum(len(p.text) for p in passages) / len(passages)
-        print(f"| {name} | {len(passages):,} | {mean:.0f} | {lexical[0]:.4f} | {lexical[1]:.4f} "
-              f"| {semantic[0]:.4f} | {semantic[1]:.4f} |", flush=True)  # fmt: skip
+        recall, ndcg = scores([[passages[n] for n in row] for row in nearest], data, passages)
+        print(f"| {splitter} | {size} | {recall:.4f} | {ndcg:.4f} |", flush=True)
 
 
-def by_words(
-    connection: Connection, passages: list[Passage], asked: list[tuple[str, str, str]]
-) -> list[list[Passage]]:
+def by_words(connection: Connection, passages: list[Passage], data: Judged) -> list[list[Passage]]:
     """The first passages of each question by rag.search in mode lexical."""
     connection.execute("select rag.create_tenant('splitter')")
     connection.execute("select rag.set_tenant('splitter')")
     documents = [{"content": p.text, "uri": str(n)} for n, p in enumerate(passages)]
     connection.execute("select rag.put_many(%s, strategy => 'none')", [Jsonb(documents)])
-    rankings = [
-        [
+    found = {
+        text: [
             passages[int(uri)]
             for (uri,) in connection.execute(
                 "select uri from rag.search(%s, %s, mode => 'lexical')", [text, DEPTH]
             )
         ]
-        for _, text, _ in asked
-    ]
+        for text in dict.fromkeys(text for text, _ in data.questions)
+    }
     connection.execute("select rag.drop_tenant('splitter')")
-    return rankings
+    return [found[text] for text, _ in data.questions]
 
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--mb", type=float, default=5, help="megabytes of the long document")
+    parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--no-retrieval", action="store_true")
     arguments = parser.parse_args()
     server = Server()
@@ -264,9 +318,11 @@ def main() -> None:
         scratch_database(server.url(), "ragdb_chunking") as url,
         psycopg.connect(url, autocommit=True) as connection,
     ):
-        measure_speed(connection, arguments.mb)
+        if not arguments.no_speed:
+            measure_speed(connection, arguments.mb)
         if not arguments.no_retrieval:
-            measure_retrieval(connection)
+            measure_words(connection)
+            measure_model(connection)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def test_metrics_and_health_of_a_worker(
     database: str, connection: Connection, provider: Provider
 ) -> None:
     put(connection, TEXTS)
+    connection.execute("select rag.upload('later.txt', 'a file that nobody reads here')")
     one = new_worker(database)
     monitor = one._monitor  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     with monitor.serve("127.0.0.1", 0) as port, httpx.Client(timeout=30) as client:
@@ -70,6 +71,8 @@ def test_metrics_and_health_of_a_worker(
         found = metrics(client.get(f"{url}/metrics").text)
         assert found["ragdb_jobs waiting"] == len(TEXTS)
         assert found["ragdb_queue_age_seconds"] > 0
+        assert found["ragdb_files waiting"] == 1
+        assert found["ragdb_files_age_seconds"] > 0
         assert found["ragdb_healthy"] == 0
         with running(one):
             until(lambda: embedded(connection) == len(TEXTS))

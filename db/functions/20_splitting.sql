@@ -154,9 +154,21 @@ declare
         '^.*[' || v_space || ']'
     ];
     -- What such a place is worth when it lies at the end of the window; nearer to the start it is
-    -- worth less in proportion. So a sentence's end is taken before a paragraph's end only where
-    -- that one would leave more than a third of the chunk empty.
-    v_worths real[] := array[1, 0.9, 0.65, 0.4, 0.3, 0.25];
+    -- worth less in proportion. So a paragraph's end is taken wherever it fills a seventh of
+    -- the chunk: two halves of paragraphs together are found worse than each alone (BM25 recall of
+    -- squad-dev 0.85 against 0.77 when a sentence's end was worth 0.65). Inside a paragraph a full
+    -- chunk counts, too: for the end of a sentence 60 characters are left empty, or a fourteenth.
+    v_slack constant real := greatest(
+        0.07, least(0.6, 60.0 / size / case when unit_starts is null then 1 else 4 end)
+    );
+    v_worths real[] := array[
+        1, 0.95, 0.15, 0.15 - 0.09 * v_slack, 0.15 - 0.12 * v_slack, 0.15 - 0.15 * v_slack
+    ];
+    -- In lines of less than 120 characters in the mean, a line that ends with a sentence is seldom
+    -- the end of a paragraph; only items of lists, rows of tables and lines of code are told.
+    v_wrapped_cut constant text :=
+        '^.*(?:[;|>(){}\[\]][ \t\r]*\n|\n(?=[ \t]*(?:[-*+•|]|[0-9]{1,3}[.)])[ \t]))';
+    v_wrapped_worths constant real[] := array[1, 0.4]::real[] || v_worths[3:6];
     -- In code and tables only empty lines and lines count.
     v_code_worths constant real[] := array[1, 0, 0, 0.8, 0, 0.2];
     -- How many characters of the next piece the pattern takes with it.
@@ -202,6 +214,7 @@ declare
     v_best int;
     v_score real;
     v_worth real;
+    v_is_wrapped boolean;
     v_at int;
 begin
     if separators is not null then
@@ -377,20 +390,28 @@ begin
                     ''
                 );
                 v_score := v_floor::real / v_limit;
+                v_is_wrapped := separators is null
+                    and 120 * (length(v_text) - length(replace(v_text, E'\n', '')))
+                    > length(v_text);
                 for i in 1 .. cardinality(v_cuts) loop
-                    exit when v_score >= v_worths[i];
-                    continue when v_is_code and separators is null and v_code_worths[i] = 0;
-                    v_at := v_floor + length(substring(v_text from v_cuts[i])) - v_extras[i];
+                    v_worth := case
+                        when v_is_code and separators is null then v_code_worths[i]
+                        when v_is_wrapped then v_wrapped_worths[i]
+                        else v_worths[i]
+                    end;
+                    continue when v_score >= v_worth;
+                    -- An empty line, or where the code begins, is a better end than any line.
+                    exit when v_is_code and separators is null and i >= 4 and v_score >= 0.4;
+                    v_at := v_floor - v_extras[i] + length(substring(
+                        v_text from case when i = 2 and v_is_wrapped then v_wrapped_cut
+                            else v_cuts[i] end
+                    ));
                     -- A heading is not left alone by a cut right behind it.
                     continue when i < 6
                         and separators is null
                         and v_at < 250
                         and left(v_window, v_at) ~ v_only_headings;
-                    v_worth := v_at::real / v_limit
-                        * case
-                            when v_is_code and separators is null then v_code_worths[i]
-                            else v_worths[i]
-                        end;
+                    v_worth := v_worth * v_at / v_limit;
                     if v_worth > v_score then
                         v_best := v_at;
                         v_score := v_worth;
@@ -401,7 +422,7 @@ begin
             if v_best = v_floor then
                 v_is_code := is_code;
             end if;
-            if v_best > v_floor and v_level <= 2 and separators is null then
+            if v_best > v_floor and separators is null then
                 -- Nor is it left at the end of the chunk, away from its text.
                 v_at := v_best - length(substring(
                     right(left(v_window, v_best), 200) collate "C" from v_last_headings

@@ -739,7 +739,7 @@ declare
     v_past bigint[];
     v_versions int[];
     v_before bigint[];
-    v_erased int;
+    v_erased bigint;
 begin
     perform rag._lock_tenant(_purge.tenant_id);
     select t.partition_id into v_partition
@@ -767,21 +767,21 @@ begin
         limit _purge.most
         for update skip locked
     ) as p;
-    if v_past is null then
-        return cardinality(v_documents);
+    v_erased := rag._purge_records(_purge.tenant_id, _purge.most);
+    if v_past is not null then
+        v_before := rag._measure(_purge.tenant_id, v_partition, v_past);
+        v_erased := v_erased + rag._erase_versions(_purge.tenant_id, v_past, v_versions);
+        perform rag._count_usage(
+            _purge.tenant_id, v_before, rag._measure(_purge.tenant_id, v_partition, v_past)
+        );
     end if;
-    v_before := rag._measure(_purge.tenant_id, v_partition, v_past);
-    v_erased := rag._erase_versions(_purge.tenant_id, v_past, v_versions);
-    perform rag._count_usage(
-        _purge.tenant_id, v_before, rag._measure(_purge.tenant_id, v_partition, v_past)
-    );
     return cardinality(v_documents) + v_erased;
 end
 $$;
 
 comment on function rag._purge(int, int) is
-    'Erase up to so many of a tenant''s expired documents, and so many past versions whose time '
-    'has come; returns how many there were.';
+    'Erase up to so many of a tenant''s expired documents, so many past versions whose time has '
+    'come, and so many old records of uploads and of runs; returns how many there were.';
 
 create or replace function rag._check_most(most int)
     returns int
@@ -819,9 +819,10 @@ end
 $$;
 
 comment on function rag.purge(int) is
-    'Erase documents of the caller''s tenant that have expired, and past versions whose time has '
-    'come, up to so many of each; returns how many, 0 when nothing is left. They are not found '
-    'from the moment they expire; this gives the space back.';
+    'Erase documents of the caller''s tenant that have expired, past versions whose time has come, '
+    'and old records of uploads and runs (rag.set_record_retention), up to so many of each; '
+    'returns how many, 0 when nothing is left. Documents are not found from the moment they '
+    'expire; this gives the space back.';
 
 create or replace function rag.purge_all(most int default 1000)
     returns bigint
@@ -851,6 +852,7 @@ begin
                 from rag.past_documents as p
                 where p.tenant_id = t.tenant_id and p.purge_at <= statement_timestamp()
             )
+            or rag._due_records(t.tenant_id)
         order by t.tenant_id
     loop
         v_count := v_count + rag._purge(v_tenant, (purge_all.most - v_count)::int);

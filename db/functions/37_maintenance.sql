@@ -205,6 +205,9 @@ begin
     select
         'purge', null::int, 'rag.documents',
         format('%s have expired, %s past versions are due', e.expired, e.past)
+        || case when e.records > 0
+            then format(', %s tenants have old records of uploads or runs', e.records) else ''
+        end
     from (
         select
             (
@@ -216,9 +219,14 @@ begin
                 select count(*)
                 from rag.past_documents as p
                 where p.purge_at <= statement_timestamp()
-            ) as past
+            ) as past,
+            (
+                select count(*)
+                from rag.tenants as t
+                where rag._due_records(t.tenant_id)
+            ) as records
     ) as e
-    where e.expired + e.past > 0;
+    where e.expired + e.past + e.records > 0;
 
     return query
     select 'fold', null::int, 'rag.lexeme_deltas', format('%s rows wait', count(*))

@@ -938,6 +938,7 @@ begin
         max_bytes = s.max_bytes,
         puts_per_minute = s.puts_per_minute,
         searches_per_minute = s.searches_per_minute,
+        keep_records = s.keep_records,
         model_id = s.model_id
     from rag.tenants as s
     where t.tenant_id = v_to and s.tenant_id = v_from

@@ -6,10 +6,12 @@ create or replace function rag.cosine_similarity(a vector, b vector)
     immutable
     parallel safe
     security invoker
-    return 1 - (a <=> b);
+    -- A zero vector has no direction, and NaN would be the first in descending order.
+    return nullif(1 - (a <=> b), 'NaN'::double precision);
 
 comment on function rag.cosine_similarity(vector, vector) is
-    'The cosine of the angle between two vectors: 1 for the same direction, NaN for a zero vector.';
+    'The cosine of the angle between two vectors: 1 for the same direction, null where '
+    'one is a zero vector, which has none.';
 
 create or replace function rag.find_similar(
     chunk_id bigint, k int default 10, collection text default null

@@ -517,6 +517,46 @@ begin
         end;
     return query
     select
+        'files waiting',
+        count(*) filter (where u.tenant_id = any(v_served))::text,
+        case
+            when min(u.due_at) filter (where u.tenant_id = any(v_served))
+                < clock_timestamp() - interval '1 minute'
+                then format('the oldest has waited for %s: is an embedder running?',
+                    date_trunc('second', clock_timestamp() - min(u.due_at) filter (
+                        where u.tenant_id = any(v_served)
+                    )))
+        end
+    from rag.uploads as u
+    where u.tenant_id = any(v_tenants) and u.state in ('pending', 'processing');
+    return query
+    select
+        'files failed', count(*)::text,
+        case when count(*) > 0
+            then 'see rag.uploads; rag.retry_upload(id) tries one again, rag.delete_upload(id) '
+            'forgets it'
+        end
+    from rag.uploads as u
+    where u.tenant_id = any(v_tenants) and u.state = 'failed';
+    return query
+    select
+        'to be purged', sum(n.rows)::text,
+        case
+            when min(n.due) < clock_timestamp() - interval '2 days'
+                then format('since %s: rag.maintain() or rag.purge() gives the space back',
+                    date_trunc('second', min(n.due)))
+        end
+    from (
+        select count(*) as rows, min(d.expires_at) as due
+        from rag.documents as d
+        where d.tenant_id = any(v_tenants) and d.expires_at <= statement_timestamp()
+        union all
+        select count(*), min(p.purge_at)
+        from rag.past_documents as p
+        where p.tenant_id = any(v_tenants) and p.purge_at <= statement_timestamp()
+    ) as n;
+    return query
+    select
         'last completion', max(c.completed_at)::text, null
     from rag.completions as c
     where c.tenant_id = any(v_tenants);

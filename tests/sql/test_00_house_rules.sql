@@ -118,7 +118,7 @@ select set_eq(
         'begin_run', 'note_run', 'end_run', 'import_documents', 'rollback_run',
         'cite', 'count', 'delete_where', 'drop_collection', 'duplicates', 'get', 'history', 'list',
         'patch_metadata', 'patch_metadata_where', 'purge', 'purge_all', 'rename_collection',
-        'restore', 'set_metadata', 'set_retention',
+        'restore', 'set_metadata', 'set_record_retention', 'set_retention',
         -- reads no table; its parts are private
         'chunk',
         -- queue

@@ -1,7 +1,7 @@
 -- Uploads and runs, as far as one session can see; with workers and files in tests/test_uploads.py.
 
 begin;
-select plan(65);
+select plan(66);
 
 select rag.set_tenant('default');
 
@@ -234,6 +234,7 @@ do $$ begin perform rag.set_quota('default'); end $$;
 
 select is(rag.cosine_similarity('[3,0]', '[5,0]'), 1::double precision, 'the same direction');
 select is(rag.cosine_similarity('[1,0]', '[0,1]'), 0::double precision, 'a right angle');
+select is(rag.cosine_similarity('[1,0]', '[0,0]'), null, 'a zero vector is like nothing');
 select throws_ok(
     $$ select * from rag.find_similar(-1) $$, 'P0002', null, 'no chunk, nothing like it'
 );

@@ -286,7 +286,7 @@ select results_eq(
         'word vectors',
         'cached queries', 'queries waiting', 'tenants', 'partitions', 'documents', 'chunks',
         'embeddings', 'collections to index anew', 'jobs waiting', 'jobs failed',
-        'last completion'
+        'files waiting', 'files failed', 'to be purged', 'last completion'
     ],
     'status has a line for everything'
 );
@@ -405,7 +405,8 @@ select results_eq(
     array[
         'paused 0', 'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1',
         'embeddings 1',
-        'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0'
+        'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0',
+        'files waiting 0', 'files failed 0', 'to be purged 0'
     ],
     'a tenant is told of his own'
 );
