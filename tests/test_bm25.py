@@ -63,7 +63,7 @@ class Reference:
     def scores(self, query: str) -> dict[int, float]:
         """The score of every chunk that has one."""
         terms = self.connection.execute(
-            "select u.lexeme, coalesce(cardinality(u.positions), 0.5)"
+            "select u.lexeme, coalesce(cardinality(u.positions), 0.35)"
             " from unnest(rag._lexemes(%s, %s)) as u",
             [self.language, query],
         ).fetchall()

@@ -38,8 +38,10 @@ declare
     v_part text;
     v_one tsquery;
 begin
-    -- What is in second place only, parts and the other spelling, counts half.
-    select array_agg(u.lexeme), array_agg(coalesce(cardinality(u.positions), 0.5))
+    -- What is in second place only, parts and the other spelling, counts a third. By a half, words
+    -- with an accent count for more than the others (nDCG@10 of xquad-es 0.9661 instead of 0.9669),
+    -- by a quarter parts too little (scifact 0.6929 instead of 0.6953).
+    select array_agg(u.lexeme), array_agg(coalesce(cardinality(u.positions), 0.35))
     into terms, frequencies
     from unnest(rag._lexemes(_parse_query.language, v_free)) as u;
     for v_part in select m[1] from regexp_matches(v_free, v_phrase, 'g') as m limit 100 loop

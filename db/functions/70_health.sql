@@ -518,17 +518,18 @@ begin
     return query
     select
         'files waiting',
-        count(*) filter (where u.tenant_id = any(v_served))::text,
+        count(*)::text,
         case
-            when min(u.due_at) filter (where u.tenant_id = any(v_served))
-                < clock_timestamp() - interval '1 minute'
+            when min(u.due_at) < clock_timestamp() - interval '1 minute'
                 then format('the oldest has waited for %s: is an embedder running?',
-                    date_trunc('second', clock_timestamp() - min(u.due_at) filter (
-                        where u.tenant_id = any(v_served)
-                    )))
+                    date_trunc('second', clock_timestamp() - min(u.due_at)))
         end
     from rag.uploads as u
-    where u.tenant_id = any(v_tenants) and u.state in ('pending', 'processing');
+    join rag.tenants as t on t.tenant_id = u.tenant_id
+    where
+        u.tenant_id = any(v_tenants)
+        and u.state in ('pending', 'processing')
+        and not t.is_suspended;
     return query
     select
         'files failed', count(*)::text,
