@@ -42,7 +42,7 @@ help: ## Show this list
 	@echo "  ARGS='-k queue'              more arguments for pytest, maintain, eval or a benchmark"
 	@echo '  DOCS=path                    what demo and ingest read'
 	@echo "  Q='how do I ...?'            the question of search"
-	@echo '  SIZE=100000                  how many chunks bench-data, bench-search, bench-peers, load and soak work with'
+	@echo '  SIZE=100000                  how many chunks bench-data, -search, -quick and -peers, load and soak work with'
 
 .PHONY: setup
 setup: $(ready) ## Install the pinned packages into .venv (done once; repeated when the pins change)
@@ -189,8 +189,16 @@ bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences i
 	@$(python) -m loadtests.bench_data $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 .PHONY: bench-search
-bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd
+bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd and bare HNSW
 	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(ready) ## The same of 20,000 chunks (SIZE) loaded anew, in two minutes
+	@$(python) -m loadtests.quick $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(ready) ## Measure how each cost grows with chunks (10,000 to 300,000) and with tenants; a plot
+	@$(python) -m loadtests.growth $(ARGS)
 
 .PHONY: bench-tenants
 bench-tenants: $(ready) ## Measure searches among 10,000 tenants of all sizes

@@ -2,16 +2,16 @@
 
     python -m loadtests.bench_data --size 1000000
 
-rag.put_many by two processes, then the worker's protocol (claim_jobs, complete_jobs) with the
-corpus' vectors, so that what is loaded is what a user would have. Broken off, it goes on where it
-was. Prints rates and sizes.
+rag.put_many by two sessions, then the worker's protocol (claim_jobs, complete_jobs) with the
+corpus' vectors, so that what is loaded is what a user would have, then a partition of its own with
+an HNSW index, word vectors, and maintenance. Broken off, it goes on where it was. Prints rates and
+sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -23,11 +23,11 @@ from psycopg.types.json import Jsonb
 from rich.console import Console
 
 from embedder.database import register_vector
-from loadtests import bench_server
-from loadtests.corpus import BLOCK, Corpus
+from loadtests import bench_server, corpus_words, storage
+from loadtests.corpus import BLOCK, PER_FOLDER, Corpus, shared
 
 TENANT: Final = "bench"
-PROCESSES: Final = 2
+SESSIONS: Final = 2
 
 
 def connect(url: str) -> psycopg.Connection[Any]:
@@ -88,8 +88,8 @@ def embed(url: str, corpus: Corpus, size: int) -> None:
                     ],
                 )
 
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        list(pool.map(work, range(PROCESSES)))
+    with ThreadPoolExecutor(SESSIONS) as pool:
+        list(pool.map(work, range(SESSIONS)))
 
 
 def _key(content: str) -> bytes:
@@ -108,39 +108,48 @@ def is_complete(url: str, size: int) -> bool:
     return documents == size and jobs == 0
 
 
-def name(size: int) -> str:
-    """The database of a corpus of that size."""
-    return f"bench_{size}"
+def name(size: int, per_folder: int = PER_FOLDER) -> str:
+    """The database of a corpus of that size, made of so many sentences of each folder."""
+    return f"bench_{size}" if per_folder == PER_FOLDER else f"bench_{size}_of_{per_folder}"
 
 
-def load(size: int) -> str:
-    """URL of the database with the whole corpus in it."""
+def load(size: int, per_folder: int = PER_FOLDER, *, fresh: bool = False) -> str:
+    """URL of the database with the whole corpus in it; with `fresh` it is made anew."""
     if size % BLOCK:
         raise SystemExit(f"the size is a multiple of {BLOCK}, not {size}")
     console = Console(stderr=True)
-    url = bench_server.database(name(size))
+    url = bench_server.database(name(size, per_folder), fresh=fresh)
     with psycopg.connect(url, autocommit=True) as connection:
         known = connection.execute("select from rag.tenants where name = %s", [TENANT])
         if not known.rowcount:
             connection.execute("select rag.create_tenant(%s)", [TENANT])
-    if is_complete(url, size):
-        return url
-    corpus = Corpus()
-    started = time.monotonic()
-    workers = [
-        multiprocessing.Process(target=put, args=(url, corpus, i, size // BLOCK, PROCESSES))
-        for i in range(PROCESSES)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("a loading process failed")
-    console.print(f"put: {size / (time.monotonic() - started):,.0f} chunks/s")
-    started = time.monotonic()
-    embed(url, corpus, size)
-    console.print(f"embeddings: {size / (time.monotonic() - started):,.0f} chunks/s")
+        is_new = not connection.execute("select from rag.documents limit 1").rowcount
+    if not is_complete(url, size):
+        corpus = shared(per_folder)
+        loaded = storage.Loaded(size)
+        started = time.monotonic()
+        with ThreadPoolExecutor(SESSIONS) as pool:
+            first = range(SESSIONS)
+            list(pool.map(lambda n: put(url, corpus, n, size // BLOCK, SESSIONS), first))
+        loaded.put = time.monotonic() - started
+        console.print(f"put: {size / loaded.put:,.0f} chunks/s")
+        started = time.monotonic()
+        embed(url, corpus, size)
+        loaded.embed = time.monotonic() - started
+        console.print(f"embeddings: {size / loaded.embed:,.0f} chunks/s")
+        storage.isolate(url, TENANT, loaded)
+        console.print(f"a partition with its indexes: {loaded.isolate:,.0f} s")
+        # What was broken off and goes on tells nothing.
+        if is_new:
+            storage.keep(url, loaded)
+    with connect(url) as connection:
+        # What an earlier run has left in a shared partition.
+        connection.execute("call rag.isolate_tenant(%s)", [TENANT])
+        corpus_words.give(connection, per_folder)
+    with psycopg.connect(url, autocommit=True) as connection:
+        # As cron leaves it: straight after loading the statistics of words cost each search twice.
+        # However small a corpus is, it stays in its own partition.
+        connection.execute("call rag.maintain(demote_at => 0)")
     return url
 
 
@@ -148,7 +157,10 @@ def main() -> None:
     """Load what is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=1_000_000)
-    print(load(parser.parse_args().size))
+    size = parser.parse_args().size
+    url = load(size)
+    Console(stderr=True).print(storage.table(url, TENANT, size))
+    print(url)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,6 +22,11 @@ SETTINGS: Final = {
     "work_mem": "16MB",
     "random_page_cost": "1.1",
 }
+
+APPLICATION: Final = "ragdb_bench_app"
+"""The login role of applications: row-level security binds it, as it does in life."""
+APPLICATION_NAME: Final = "ragdb load"
+"""By which the server knows the sessions of a load test."""
 
 
 def start() -> str:
@@ -54,3 +60,19 @@ def database(name: str, *, fresh: bool = False) -> str:
     target = urlsplit(url)._replace(path=f"/{name}").geturl()
     migrate(target)
     return target
+
+
+def application(url: str) -> str:
+    """The URL of a database for an application, whose role is made anew or gets a new password."""
+    password = secrets.token_hex(16)
+    role = sql.Identifier(APPLICATION)
+    with psycopg.connect(url, autocommit=True) as connection:
+        known = connection.execute("select from pg_roles where rolname = %s", [APPLICATION])
+        verb = sql.SQL("alter" if known.rowcount else "create")
+        connection.execute(
+            sql.SQL("{} role {} login password {}").format(verb, role, sql.Literal(password))
+        )
+        connection.execute(sql.SQL("grant rag_app to {}").format(role))
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{APPLICATION}:{password}@{host}").geturl()

@@ -12,10 +12,9 @@ import gzip
 import hashlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,10 +70,14 @@ class Question:
 
 
 class Corpus:
-    """Chunks by number. Reads ../shared/data; vectors of sentences are cached in .ragdb/bench."""
+    """Chunks by number, of at most so many sentences of each folder.
 
-    def __init__(self) -> None:
-        self.sentences, self.sources, self.names = _sentences()
+    Reads ../shared/data; vectors of sentences are cached in .ragdb/bench.
+    """
+
+    def __init__(self, per_folder: int = PER_FOLDER) -> None:
+        self.per_folder = per_folder
+        self.sentences, self.sources, self.names = _sentences(per_folder)
         self.words = np.array([len(text.split()) for text in self.sentences])
         # Where the sentences of each source begin; they lie together.
         self.starts = np.searchsorted(self.sources, np.arange(len(self.names) + 1))
@@ -144,47 +147,53 @@ class Corpus:
         return chosen
 
 
-def _sentences() -> tuple[list[str], NDArray[np.int64], list[str]]:
+@cache
+def shared(per_folder: int = PER_FOLDER) -> Corpus:
+    """The corpus of so many sentences of each folder: reading it takes some seconds."""
+    return Corpus(per_folder)
+
+
+def _sentences(per_folder: int) -> tuple[list[str], NDArray[np.int64], list[str]]:
     """Sentences of 5 to 40 words, the source of each by number, and the sources' names."""
     if not DATA.is_dir():
         raise FileNotFoundError(f"the benchmark's texts are not there: {DATA}")
     seen: set[str] = set()
     chosen: list[tuple[str, list[str]]] = []
-    left: dict[str, int] = defaultdict(lambda: PER_FOLDER)
-    for name, text in _texts():
-        if left[name] <= 0:
-            continue
-        found: list[str] = []
-        for part in _SPLIT.split(text):
-            sentence = " ".join(_MARKUP.sub(" ", part).split())
-            if 5 <= len(sentence.split()) <= 40 and sentence not in seen:
-                seen.add(sentence)
-                found.append(sentence)
-        if len(found) >= 3:
-            chosen.append((name, found))
-            left[name] -= len(found)
+    for folder in sorted(path for path in DATA.iterdir() if path.is_dir()):
+        left = per_folder
+        for text in _texts(folder):
+            found: list[str] = []
+            for part in _SPLIT.split(text):
+                sentence = " ".join(_MARKUP.sub(" ", part).split())
+                if 5 <= len(sentence.split()) <= 40 and sentence not in seen:
+                    seen.add(sentence)
+                    found.append(sentence)
+            if len(found) >= 3:
+                chosen.append((folder.name, found))
+                left -= len(found)
+            if left <= 0:
+                break
     sentences = [sentence for _, found in chosen for sentence in found]
     sources = np.repeat(np.arange(len(chosen)), [len(found) for _, found in chosen])
     return sentences, sources, [name for name, _ in chosen]
 
 
-def _texts() -> Iterator[tuple[str, str]]:
-    """Every document of the shared data: the name of its folder, and its text."""
-    for folder in sorted(path for path in DATA.iterdir() if path.is_dir()):
-        corpora = sorted(folder.glob("corpus.jsonl*"))
-        for path in corpora:
-            data = path.read_bytes()
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-            for line in text.splitlines():
-                row = json.loads(line)
-                yield folder.name, f"{row['title']}\n\n{row['text']}"
-        if not corpora:
-            for path in sorted(folder.rglob("*")):
-                if path.suffix in (".html", ".md", ".rst"):
-                    try:
-                        yield folder.name, read_document(path, path.name).content
-                    except UnreadableError:
-                        continue
+def _texts(folder: Path) -> Iterator[str]:
+    """Every document of a folder of the shared data, with its title."""
+    corpora = sorted(folder.glob("corpus.jsonl*"))
+    for path in corpora:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        for line in text.splitlines():
+            row = json.loads(line)
+            yield f"{row['title']}\n\n{row['text']}"
+    if not corpora:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".html", ".md", ".rst"):
+                try:
+                    yield read_document(path, path.name).content
+                except UnreadableError:
+                    continue
 
 
 def _questions() -> list[str]:

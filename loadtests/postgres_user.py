@@ -13,6 +13,8 @@ from locust.env import Environment
 from pgvector.psycopg import register_vector
 from psycopg_pool import ConnectionPool
 
+from loadtests.bench_server import APPLICATION_NAME
+
 Row = tuple[Any, ...]
 Pool = ConnectionPool[psycopg.Connection[Row]]
 
@@ -31,7 +33,7 @@ def open_pool(dsn: str, connections: int) -> Pool:
     pool = Pool(
         dsn,
         connection_class=psycopg.Connection[Row],
-        kwargs={"application_name": "ragdb load"},
+        kwargs={"application_name": APPLICATION_NAME},
         min_size=connections,
         max_size=connections,
         configure=configure,

@@ -24,7 +24,7 @@ class Lance:
     def build(self, passages: Passages) -> None:
         """A table with both indexes."""
         # It warns at each search of columns that a later version will leave out.
-        os.environ.setdefault("LANCE_LOG", "error")
+        os.environ.setdefault("LANCEDB_LOG", "error")
         import lancedb  # pyright: ignore[reportMissingImports]
         import pyarrow as pa  # pyright: ignore[reportMissingImports]
         from lancedb.rerankers import RRFReranker  # pyright: ignore[reportMissingImports]
@@ -67,6 +67,10 @@ class Lance:
         """Of its folder."""
         return bytes_below(self._folder)
 
+    def pids(self) -> list[int]:
+        """It lives in this process."""
+        return []
+
     def close(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self._folder)
@@ -108,6 +112,10 @@ class Chroma:
         """Of its folder."""
         return bytes_below(self._folder)
 
+    def pids(self) -> list[int]:
+        """It lives in this process."""
+        return []
+
     def close(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self._folder)
@@ -137,6 +145,10 @@ class Hnswlib:
     def disk(self) -> int:
         """It is not on disk."""
         return 0
+
+    def pids(self) -> list[int]:
+        """It lives in this process."""
+        return []
 
     def close(self) -> None:
         """Nothing is held but memory."""
@@ -172,6 +184,10 @@ class Bm25s:
     def disk(self) -> int:
         """It is not on disk."""
         return 0
+
+    def pids(self) -> list[int]:
+        """It lives in this process."""
+        return []
 
     def close(self) -> None:
         """Nothing is held but memory."""

@@ -99,5 +99,14 @@ class Langchain:
             [(size,)] = connection.execute("select pg_total_relation_size('passages')").fetchall()
         return size
 
+    def pids(self) -> list[int]:
+        """The sessions of its pool."""
+        with psycopg.connect(self._url) as connection:
+            rows = connection.execute(
+                "select a.pid from pg_stat_activity as a where a.datname = current_database() "
+                "and a.pid <> pg_backend_pid() and a.backend_type = 'client backend'"
+            )
+            return [pid for (pid,) in rows]
+
     def close(self) -> None:
         """The process ends with the pool; the database is the caller's."""

@@ -75,6 +75,10 @@ class Ragdb:
             ).fetchall()
         return size
 
+    def pids(self) -> list[int]:
+        """The session of this thread."""
+        return [self._local.connection.info.backend_pid]
+
     def close(self) -> None:
         """The database is the caller's."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ class Peer(Protocol):
         """Bytes on disk; 0 for what lives in memory only."""
         ...
 
+    def pids(self) -> list[int]:
+        """A server's processes that answer the searches; none for what lives in this process."""
+        ...
+
     def close(self) -> None:
         """Give back what is held, and delete it."""
         ...
@@ -47,3 +52,24 @@ class Peer(Protocol):
 def bytes_below(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def memory(pids: Sequence[int]) -> int:
+    """Bytes of a server's sessions on this machine: what each has, and what most of them share."""
+    found = [
+        dict(line.split(":", 1) for line in text.splitlines()) for text in _facts(pids, "status")
+    ]
+    own = [int(one["RssAnon"].split()[0]) * 1024 for one in found]
+    shared = [int(one["RssShmem"].split()[0]) * 1024 for one in found]
+    return sum(own) + max(shared, default=0)
+
+
+def processor_seconds(pids: Sequence[int]) -> float:
+    """Seconds of processor that this process and a server's sessions have used."""
+    server = sum(int(text.split()[0]) for text in _facts(pids, "schedstat"))
+    return time.process_time() + server / 1e9
+
+
+def _facts(pids: Sequence[int], name: str) -> list[str]:
+    paths = [Path("/proc") / str(pid) / name for pid in pids]
+    return [path.read_text() for path in paths if path.exists()]

@@ -93,6 +93,10 @@ class Recipe:
             [(size,)] = connection.execute("select pg_total_relation_size('passages')").fetchall()
         return size
 
+    def pids(self) -> list[int]:
+        """The session of this thread."""
+        return [self._local.connection.info.backend_pid]
+
     def close(self) -> None:
         """The database is the caller's."""
 
