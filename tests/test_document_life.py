@@ -9,6 +9,8 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from tests.processes import until
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -254,8 +256,7 @@ def test_the_purge_erases_what_is_due(connection: Connection) -> None:
     keep(connection, 2, "1 millisecond")
     put(connection, OLD)
     value(connection, "select rag.delete('shop')")
-    connection.execute("select pg_sleep(0.01)")
-    assert rows(connection, "select 1 from rag.history('shop')") == []
+    until(lambda: rows(connection, "select 1 from rag.history('shop')") == [])
     with pytest.raises(psycopg.errors.NoDataFound):
         value(connection, "select rag.restore('shop')")
     assert value(connection, "select rag.purge_all()") == 1
@@ -521,17 +522,28 @@ def test_the_past_survives_a_move(connection: Connection) -> None:
     assert value(connection, "select count(*) from rag.jobs where tenant_id = 1") <= 1
 
 
-@pytest.mark.parametrize("preset", ["documentation", "paper", "legal", "code", "chat", "slides"])
+PRESETS = {
+    "documentation": ("markdown", 1500, 200),
+    "paper": ("token", 1000, 100),
+    "legal": ("sentence", 800, 150),
+    "code": ("code", 2000, 300),
+    "chat": ("sentence", 500, 50),
+    "slides": ("markdown", 600, 100),
+    "table": ("recursive", 1200, 0),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_taken_and_may_be_changed(connection: Connection, preset: str) -> None:
-    [(strategy, size, overlap)] = rows(
-        connection,
-        "select strategy, chunk_size, chunk_overlap from rag.chunking_presets() where preset = %s",
-        preset,
-    )
+    known = rows(connection, "select preset from rag.chunking_presets()")
+    assert [name for (name,) in known] == [*PRESETS]
+    strategy, size, overlap = PRESETS[preset]
     connection.execute("select rag.create_collection(%s, preset => %s)", [preset, preset])
     value(connection, "select rag.put('text', 'a', collection => %s)", preset)
     value(connection, "select rag.put('text', 'b', preset => %s, chunk_overlap => 1)", preset)
-    chunking = {"strategy": strategy, "size": size, "overlap": overlap}
+    chunking: dict[str, object] = {"strategy": strategy, "size": size, "overlap": overlap}
+    if preset == "table":
+        chunking["separators"] = ["\n\n", "\n"]
     assert rows(connection, "select uri, chunking from rag.documents order by uri") == [
         ("a", chunking), ("b", {**chunking, "overlap": 1}),
     ]  # fmt: skip

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -210,6 +213,90 @@ def test_the_language_is_detected(text: str, language: str | None, read: Reads) 
     assert read("a.md", text.encode()).metadata.get("lang") == language
 
 
+def office_file(kind: str) -> bytes:
+    """A Word, PowerPoint or Excel file with its properties."""
+    made: Any
+    if kind == "docx":
+        made = docx.Document()
+        made.add_paragraph(ENGLISH)
+    elif kind == "pptx":
+        made = pptx.Presentation()
+        made.slides.add_slide(made.slide_layouts[0]).shapes.title.text = ENGLISH
+    else:
+        made = openpyxl.Workbook()
+        made.active.append((ENGLISH,))
+    about = made.properties if kind == "xlsx" else made.core_properties
+    about.title, about.created = "The Manual", datetime(2024, 4, 5)  # noqa: DTZ001
+    if kind == "xlsx":
+        about.creator = "Ann Person"
+    else:
+        about.author = "Ann Person"
+    return saved(made)
+
+
+FRONT = "---\ntitle: The Manual\nauthor: Ann Person\ndate: 2024-04-05\n---\n"
+FIELDS = "The Manual\n==========\n\n:Author: Ann Person\n:Date: 2024-04-05\n\n"
+MAIL = (
+    "Subject: The Manual\nFrom: Ann Person <ann@example.org>\n"
+    "Date: Fri, 5 Apr 2024 10:00:00 +0000\n\n"
+)
+HEAD = (
+    "<html><head><title>The Manual</title><meta name='author' content='Ann Person'>"
+    "<meta property='article:published_time' content='2024-04-05T10:00:00Z'></head><body><p>"
+)
+OFFICE = "application/vnd.openxmlformats-officedocument"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "mime", "stated"),
+    [
+        ("m.pdf", pdf("Part\n" + ENGLISH, author="Ann Person"), "application/pdf", True),
+        ("m.docx", office_file("docx"), f"{OFFICE}.wordprocessingml.document", True),
+        ("m.pptx", office_file("pptx"), f"{OFFICE}.presentationml.presentation", True),
+        ("m.xlsx", office_file("xlsx"), f"{OFFICE}.spreadsheetml.sheet", True),
+        ("m.html", (HEAD + ENGLISH).encode(), "text/html", True),
+        (
+            "m.md",
+            (FRONT + ENGLISH).encode(),
+            "text/markdown",
+            True,
+        ),
+        (
+            "m.rst",
+            (FIELDS + ENGLISH).encode(),
+            "text/x-rst",
+            True,
+        ),
+        ("m.eml", (MAIL + ENGLISH).encode(), "message/rfc822", True),
+        ("m.csv", f"part\n{ENGLISH}\n".encode(), "text/csv", False),
+        ("m.jsonl", json.dumps({"text": ENGLISH}).encode(), "application/jsonl", False),
+        ("m.txt", ENGLISH.encode("utf-16"), "text/plain", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("m.") else "",
+)
+def test_every_format_has_its_metadata(
+    name: str, data: bytes, mime: str, stated: bool, read: Reads
+) -> None:
+    read_one = read(name, data)
+    known = {
+        "source": f"files/{name}",
+        "name": name,
+        "mime": mime,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "lang": "en",
+    }
+    assert {key: read_one.metadata.get(key) for key in known} == known
+    assert "Refunds are paid within fourteen days" in read_one.content
+    if stated:
+        created = read_one.metadata["created"]
+        assert read_one.title == "The Manual"
+        assert str(read_one.metadata["author"]).startswith("Ann Person")
+        # The library that makes the PDF states today.
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", str(created))
+        assert created == "2024-04-05" or name == "m.pdf"
+
+
 def test_real_pdfs_of_this_machine_are_read(reader: ReaderProcess) -> None:
     files = [*Path("/usr/share/doc").rglob("*.pdf")]
     if not files:
@@ -321,11 +408,13 @@ def test_a_billion_laughs_are_not_laughed(read: Reads) -> None:
     assert "root:" not in content
 
 
-@pytest.mark.parametrize("name", ["endless.txt", "endless.md", "endless.csv", "endless.html"])
-def test_an_endless_line_is_read(name: str, read: Reads) -> None:
+@pytest.mark.parametrize("kind", ["txt", "md", "csv", "html", "jsonl", "eml"])
+def test_an_endless_line_is_read(kind: str, read: Reads) -> None:
     # The longest of 20 MB: whatever backtracks would take hours.
-    line = b"word, " * 3_300_000 if name.endswith("csv") else b"word " * 4_000_000
-    assert len(read(name, b"head\n" + line + b"\n").content) > 10_000_000
+    line = b"word, " * 3_300_000 if kind == "csv" else b"word " * 4_000_000
+    whole = {"jsonl": b'{"text": "%s"}\n', "eml": b"Subject: head\n\n%s\n"}
+    content = read(f"endless.{kind}", whole.get(kind, b"head\n%s\n") % line).content
+    assert len(content) > 10_000_000
 
 
 def test_a_sparse_file_of_2_gb_is_refused_unread(tmp_path: Path, reader: ReaderProcess) -> None:
@@ -511,6 +600,7 @@ def test_a_picture_is_read_by_docling(extractor: str) -> None:
     read_one = read_by(f"docling+{extractor}", "scan.png", b"\x89PNG\r\n")
     assert read_one.content == "# Scan\n\nPage one.\n\nPage two.\n\n"
     assert (read_one.title, read_one.metadata["format"]) == ("Scan", "png")
+    assert read_one.metadata["mime"] == "image/png"
     assert read_one.metadata["page_starts"] == [0, 19]
 
 

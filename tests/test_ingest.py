@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from embedder.ingest import (
     readers,
 )
 from tests.conftest import RoleFactory
+from tests.processes import until
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -385,13 +385,7 @@ def test_an_interruption_leaves_whole_batches_and_the_next_run_goes_on(
 
 def wait_until(connection: Connection, condition: str) -> None:
     """Wait until a query gives true."""
-    deadline = time.monotonic() + 60
-    while True:
-        row = connection.execute(condition.encode()).fetchone()
-        if row and row[0]:
-            return
-        assert time.monotonic() < deadline, f"not true after a minute: {condition}"
-        time.sleep(0.02)
+    until(lambda: connection.execute(condition.encode()).fetchone() == (True,))
 
 
 def test_a_real_collection_goes_in(shared_data: Path, ingest: Run, connection: Connection) -> None:

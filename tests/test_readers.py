@@ -457,6 +457,8 @@ def test_the_proposals_of_python(shared_data: Path) -> None:
     assert len(peps) == 62
     for name, pep in peps.items():
         assert pep.title.startswith(f"PEP {int(name[4:8])} \N{EN DASH} ")
+        assert pep.metadata["author"]
+        assert re.fullmatch(r"(19|20)\d\d-\d\d-\d\d", str(pep.metadata["created"])), name
         assert headings(pep)[0] == f"# {pep.title}"
         assert len(headings(pep)) > 2, name
         assert not re.search(r":(?:pep|rfc|ref|mod|class):`", pep.content), name

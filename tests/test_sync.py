@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,20 @@ def test_what_changed_is_put_and_the_rest_is_not_touched(
         ("completed", 1, 2),
     ]
     assert rows[2][3] == "updated docs/a/three.html, inserted docs/new.md, updated docs/one.md"
+
+
+def test_several_readers_tell_how_far_they_are(
+    tree: Path, sync: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.ingest._LINE_SECONDS", 0)
+    for number in range(40):
+        (tree / f"{number}.md").write_text(f"Document number {number}.\n")
+    code, out, err = sync(tree, "--jobs", 2)
+    assert (code, "44 inserted" in out) == (0, True)
+    told = re.findall(r"^(\d+) of 44 files, \d+ chunks?, [\d,]+ files/s, (\d+) s left$", err, re.M)
+    assert len(told) > 1
+    assert [int(read) for read, _ in told] == sorted(int(read) for read, _ in told)
+    assert told[-1] == ("44", "0")
 
 
 def test_what_vanished_is_deleted_when_that_is_said(

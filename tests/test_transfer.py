@@ -67,6 +67,7 @@ def furnish(connection: Connection, tenant: str) -> None:
     connection.execute("select rag.set_quota(%s, documents => 1000)", [tenant])
     connection.execute("select rag.set_tenant(%s)", [tenant])
     connection.execute("select rag.delete('note')")
+    connection.execute("select rag.set_record_retention('30 days')")
     connection.execute(
         "select rag.create_collection('guides', chunk_size => 200, chunk_overlap => 0, k1 => 1.5,"
         " enrich => '{lang}', lexical_weight => 0.3)"
@@ -108,8 +109,9 @@ def contents(connection: Connection, tenant: str) -> list[tuple[Any, ...]]:
             "where s.tenant_id = (select tenant_id from rag._context())"
         ).fetchall(),
         *connection.execute(
-            "select u.documents, u.chunks, u.bytes, u.max_documents, u.searches_per_minute "
-            "from rag.usage() as u where u.tenant = %s",
+            "select u.documents, u.chunks, u.bytes, u.max_documents, u.searches_per_minute, "
+            "t.keep_records from rag.usage() as u join rag.tenants as t on t.name = u.tenant "
+            "where u.tenant = %s",
             [tenant],
         ).fetchall(),
     ]
@@ -388,6 +390,52 @@ def test_an_import_keeps_to_a_small_quota(
     assert "going on in the next one" in capsys.readouterr().err
     connection.execute("select rag.set_tenant('small')")
     assert connection.execute("select rag.count()").fetchall() == [(20,)]
+
+
+def test_the_past_is_cloned_and_not_exported(connection: Connection) -> None:
+    connection.execute("select rag.create_tenant('acme')")
+    connection.execute("select rag.set_tenant('acme')")
+    connection.execute("select rag.set_retention('default', 3, keep_deleted => '9 days')")
+    for text in ("The first text.", "The second text."):
+        connection.execute("select rag.put(%s, 'a')", [text])
+        connection.execute("select rag.put(%s, 'gone')", [text])
+    connection.execute("select rag.delete('gone')")
+    said = lines(connection, "acme")
+    assert not any("first" in line or "gone" in line for line in said)
+    connection.execute("select rag.create_tenant('copy')")
+    connection.execute("select * from rag.import_lines('copy', %s)", [said])
+    connection.execute("select * from rag.clone_tenant('acme', 'clone')")
+    history = "select h.version, h.state from rag.history(%s) as h"
+    for tenant, past, gone in (("copy", [], 0), ("clone", [(1, "past")], 2)):
+        connection.execute("select rag.set_tenant(%s)", [tenant])
+        rows = connection.execute(history, ["a"]).fetchall()
+        assert rows == [(2, "current"), *past]
+        assert len(connection.execute(history, ["gone"]).fetchall()) == gone
+        # Both go on counting, and keep from then on what is to be kept.
+        connection.execute("select rag.put('The third text.', 'a')")
+        rows = connection.execute(history, ["a"]).fetchall()
+        assert rows == [(3, "current"), (2, "past"), *past]
+
+
+def test_a_file_without_record_retention_leaves_it_as_it_is(
+    connection: Connection, role: RoleFactory
+) -> None:
+    connection.execute("select rag.create_tenant('acme')")
+    connection.execute("select rag.set_tenant('acme')")
+    kept = "select t.keep_records::text from rag.tenants as t where t.name = 'acme'"
+    first = json.loads(lines(connection, "acme")[0])
+    with psycopg.connect(role("acme").url, autocommit=True) as app:
+        for given, expected in (("30 days", "30 days"), (None, None)):
+            first["settings"]["keep_records"] = given
+            app.execute("select * from rag.import_lines('acme', %s)", [[json.dumps(first)]])
+            assert connection.execute(kept).fetchall() == [(expected,)]
+        connection.execute("select rag.set_record_retention('7 days')")
+        del first["settings"]["keep_records"]
+        app.execute("select * from rag.import_lines('acme', %s)", [[json.dumps(first)]])
+        assert connection.execute(kept).fetchall() == [("7 days",)]
+        first["settings"]["keep_records"] = "-1 day"
+        with pytest.raises(psycopg.errors.CheckViolation):
+            app.execute("select * from rag.import_lines('acme', %s)", [[json.dumps(first)]])
 
 
 def test_what_has_expired_is_not_exported_or_explained(connection: Connection) -> None:

@@ -106,7 +106,8 @@ begin
             'max_chunks', t.max_chunks,
             'max_bytes', t.max_bytes,
             'puts_per_minute', t.puts_per_minute,
-            'searches_per_minute', t.searches_per_minute
+            'searches_per_minute', t.searches_per_minute,
+            'keep_records', t.keep_records
         ),
         'models', (
             select json_agg(rag._model_label(m) order by m.model_id)
@@ -259,7 +260,8 @@ $$;
 comment on function rag.export_tenant(text, boolean, boolean) is
     'A tenant as lines of JSON for rag.import_lines: settings, collections, documents, chunks with '
     'their embeddings (unless told not to), evaluation sets and, if asked for, the roles that it '
-    'is granted to. The caller must be allowed to act as it.';
+    'is granted to. Of documents what is current: no past versions, nothing deleted or expired. '
+    'The caller must be allowed to act as it.';
 
 create or replace function rag._known_columns(relation regclass, given jsonb, but text[])
     returns text[]
@@ -711,6 +713,12 @@ begin
             detail = format('format is %L.', _import_settings.line ->> 'format'),
             hint = 'This version reads format 1.';
     end if;
+    -- The tenant's own to set. What an older version has exported says nothing of it.
+    if _import_settings.line -> 'settings' ? 'keep_records' then
+        update rag.tenants as t
+        set keep_records = (_import_settings.line -> 'settings' ->> 'keep_records')::interval
+        where t.tenant_id = _import_settings.tenant_id;
+    end if;
     -- What an administrator sets, an administrator imports.
     if not pg_has_role(rag._role(), 'rag_admin', 'member') then
         return false;
@@ -732,7 +740,8 @@ end
 $$;
 
 comment on function rag._import_settings(int, jsonb) is
-    'Give a tenant the settings of the first line of an export; false if the caller may not.';
+    'Give a tenant the settings of the first line of an export; false if the caller may not set '
+    'quotas, which are left as they are.';
 
 create or replace function rag._import_grant(tenant_id int, line jsonb)
     returns boolean

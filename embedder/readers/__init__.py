@@ -176,7 +176,7 @@ def _read(name: str, data: bytes, known: Metadata, limits: Limits) -> Document:
 def _media_type(ending: str) -> str:
     if ending in FORMATS:
         return KINDS[FORMATS[ending]].media_type
-    return "application/octet-stream" if ending in remote.ENDINGS else "text/plain"
+    return remote.ENDINGS.get(ending, "text/plain")
 
 
 def _converted(file: File, ending: str, limits: Limits) -> Document:

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup, Tag
 from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
-from embedder.readers.document import Document, File, one_line, said
+from embedder.readers.document import Document, File, Metadata, one_line, said
 from embedder.readers.markdown import stated_language, with_code
 
 # What stands around the text of a page: by element, by role, and by the names that common
@@ -32,6 +32,8 @@ _BOXES: Final = frozenset((
     "note", "warning", "example", "admonition", "tip", "caution", "important",
 ))  # fmt: skip
 _HEADINGS: Final = ("h1", "h2", "h3", "h4", "h5", "h6")
+# Where pages state the day on which they were published.
+_DATES: Final = ("article:published_time", "dcterms.created", "dcterms.date", "DC.date", "date")
 _FALSE_MARK: Final = re.compile(r"^(\s*)(#{1,6}(?:\s|$)|`{3}|~{3})")
 
 
@@ -80,19 +82,25 @@ def read(file: File) -> Document:
     soup = parse(file.text)
     head = soup.title.get_text() if soup.title else ""
     language = _attribute(soup.html, "lang") if soup.html else ""
-    author = meta(soup, "author")
+    about = stated(soup)
     content, heading = markdown(soup)
     title = heading or one_line(head)
     if title and not heading and content.strip():
         content = f"# {title}\n\n{content}"
-    metadata = stated_language(language) | said(author=author)
+    metadata = stated_language(language) | about
     return Document(content, title or file.stem, metadata)
 
 
 def meta(soup: BeautifulSoup, name: str) -> str:
-    """The content of a page's `<meta name=…>`, '' without one."""
-    tag = soup.find("meta", attrs={"name": name})
+    """The content of a page's `<meta name=…>` or `<meta property=…>`, '' without one."""
+    tag = soup.find("meta", attrs={"name": name}) or soup.find("meta", attrs={"property": name})
     return _attribute(tag, "content") if isinstance(tag, Tag) else ""
+
+
+def stated(soup: BeautifulSoup) -> Metadata:
+    """The author and the day that a page's head states."""
+    dates = (meta(soup, name) for name in _DATES)
+    return said(author=meta(soup, "author"), created=next(filter(None, dates), ""))
 
 
 def parse(html: str) -> BeautifulSoup:

@@ -14,11 +14,27 @@ from embedder.readers.errors import UnavailableError, UnreadableError
 if TYPE_CHECKING:
     import httpx
 
-ENDINGS: Final = frozenset((
-    ".bmp", ".doc", ".docm", ".epub", ".gif", ".jpeg", ".jpg", ".odp", ".ods", ".odt", ".png",
-    ".ppt", ".rtf", ".tif", ".tiff", ".webp", ".xls",
-))  # fmt: skip
-"""What an extractor is asked for besides scanned PDFs."""
+_OPEN_DOCUMENT: Final = "application/vnd.oasis.opendocument"
+ENDINGS: Final = {
+    ".bmp": "image/bmp",
+    ".doc": "application/msword",
+    ".docm": "application/vnd.ms-word.document.macroEnabled.12",
+    ".epub": "application/epub+zip",
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".odp": f"{_OPEN_DOCUMENT}.presentation",
+    ".ods": f"{_OPEN_DOCUMENT}.spreadsheet",
+    ".odt": f"{_OPEN_DOCUMENT}.text",
+    ".png": "image/png",
+    ".ppt": "application/vnd.ms-powerpoint",
+    ".rtf": "application/rtf",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".webp": "image/webp",
+    ".xls": "application/vnd.ms-excel",
+}
+"""What an extractor is asked for besides scanned PDFs, with its media type."""
 
 _PAGE_BREAK: Final = "<!-- ragdb: page break -->"
 

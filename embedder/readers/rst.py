@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import date, datetime
 from typing import Any, Final, cast
 
 import docutils.core
@@ -12,7 +13,7 @@ from docutils.parsers.rst import Directive, directives, roles
 from docutils.parsers.rst.languages import en as standard_names
 
 from embedder.readers.document import Document, File, one_line, said
-from embedder.readers.html import markdown, parse
+from embedder.readers.html import markdown, parse, stated
 
 # A header like that of an e-mail, as Python's, Jabber's and other proposals have it.
 _HEADER: Final = re.compile(r"(?:[A-Z][\w-]*:.*\n(?:[ \t]+\S.*\n)*)+\n")
@@ -115,12 +116,24 @@ def read(file: File) -> Document:
         if label and words:
             words.insert(0, f"{label.get_text()} ")
             label.decompose()
+    # docutils makes of fields like :Author: and :Date: what the head of a page states.
+    about = stated(soup)
     content, heading = markdown(soup)
     if title:
         values = [(key, _LINK.sub(r"\1", value)) for key, value in fields if key != "Title"]
         lines = [f"- {key}: {value}" for key, value in values if value]
         content = "\n".join([f"# {title}", "", *lines, "", content])
-    return Document(content, title or heading or file.stem, said(author=dict(fields).get("Author")))
+    header = dict(fields)
+    about |= said(author=header.get("Author"), created=_day(header.get("Created", "")))
+    return Document(content, title or heading or file.stem, about)
+
+
+def _day(value: str) -> str | date:
+    """The day that a header gives as 05-Apr-2024; whatever else it gives as it is."""
+    try:
+        return datetime.strptime(value, "%d-%b-%Y").date()  # noqa: DTZ007 (a day)
+    except ValueError:
+        return value
 
 
 def _header_title(fields: Sequence[tuple[str, str]]) -> str:
