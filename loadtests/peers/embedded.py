@@ -166,7 +166,7 @@ class Bm25s:
 
         self._bm25s: Any = bm25s
         self._ids = list(passages.ids)
-        self._stopwords = passages.language[:2]
+        self._stopwords = {"english": "en", "spanish": "es"}[passages.language]
         self._index = bm25s.BM25(k1=1.2, b=0.75)
         tokens = bm25s.tokenize(
             list(passages.texts), stopwords=self._stopwords, show_progress=False
