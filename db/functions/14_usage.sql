@@ -70,7 +70,9 @@ $$;
 
 comment on function rag._usage(int) is 'What a tenant has, deltas included.';
 
-create or replace function rag._queue_for_quota(tenant_id int)
+create or replace function rag._queue_for_quota(
+    tenant_id int, documents bigint, bytes bigint
+)
     returns void
     language plpgsql
     volatile
@@ -82,8 +84,12 @@ create or replace function rag._queue_for_quota(tenant_id int)
 as $$
 #variable_conflict use_column
 declare
+    -- As many transactions as there can be, each with as much as it may bring without queueing,
+    -- bring together what is left free for them.
+    v_writers constant int := current_setting('max_connections')::int
+        + current_setting('max_prepared_transactions')::int;
     v_tenant rag.tenants;
-    v_use record;
+    v_is_near boolean;
 begin
     select t.* into v_tenant
     from rag.tenants as t
@@ -94,12 +100,42 @@ begin
     then
         return;
     end if;
-    v_use := rag._usage(_queue_for_quota.tenant_id);
-    -- As much as several calls at a time may bring, which do not see each other.
-    if v_use.documents > least(v_tenant.max_documents * 0.9, v_tenant.max_documents - 100)
-        or v_use.chunks > least(v_tenant.max_chunks * 0.9, v_tenant.max_chunks - 500)
-        or v_use.bytes > least(v_tenant.max_bytes * 0.9, v_tenant.max_bytes - 500000)
-    then
+    perform rag._require_fresh_snapshots('a put under a quota');
+    select
+        bool_or(
+            m.used > m.allowed - m.free
+            or coalesce((m.own + m.coming) * v_writers > m.free, true)
+        )
+        into v_is_near
+    from rag._usage(_queue_for_quota.tenant_id) as u
+    cross join lateral (
+        -- What this transaction has noted, savepoints included: their ids come after its own.
+        select
+            coalesce(sum(d.documents), 0) as documents, coalesce(sum(d.chunks), 0) as chunks,
+            coalesce(sum(d.bytes), 0) as bytes
+        from rag.usage_deltas as d
+        where
+            d.tenant_id = _queue_for_quota.tenant_id
+            and age(d.xmin) <= age(pg_current_xact_id_if_assigned()::xid)
+    ) as o
+    cross join lateral (
+        values
+        (
+            u.documents, o.documents, _queue_for_quota.documents, v_tenant.max_documents,
+            greatest(v_tenant.max_documents * 0.1, 100)
+        ),
+        -- How many chunks there will be is not known yet.
+        (
+            u.chunks, o.chunks, _queue_for_quota.documents + _queue_for_quota.bytes / 200,
+            v_tenant.max_chunks, greatest(v_tenant.max_chunks * 0.1, 500)
+        ),
+        (
+            u.bytes, o.bytes, _queue_for_quota.bytes, v_tenant.max_bytes,
+            greatest(v_tenant.max_bytes * 0.1, 500000)
+        )
+    ) as m (used, own, coming, allowed, free)
+    where m.allowed is not null;
+    if v_is_near then
         perform
         from rag.tenant_usage as u
         where u.tenant_id = _queue_for_quota.tenant_id
@@ -108,8 +144,9 @@ begin
 end
 $$;
 
-comment on function rag._queue_for_quota(int) is
-    'Where a tenant is near its quota, one writer at a time: or several would fill what is left.';
+comment on function rag._queue_for_quota(int, bigint, bigint) is
+    'Where a tenant is near its quota, or this transaction brings much or (null) nobody knows how '
+    'much, one writer at a time: or several would fill what is left.';
 
 create or replace function rag._count_usage(tenant_id int, before bigint[], after bigint[])
     returns void
@@ -160,6 +197,13 @@ begin
             ) as s
             where u.tenant_id = _count_usage.tenant_id;
         end if;
+    end if;
+    -- Now it is known how much it was.
+    if _count_usage.after[1] > _count_usage.before[1]
+        or _count_usage.after[2] > _count_usage.before[2]
+        or _count_usage.after[3] > _count_usage.before[3]
+    then
+        perform rag._queue_for_quota(_count_usage.tenant_id, 0, 0);
     end if;
     select t.* into v_tenant
     from rag.tenants as t

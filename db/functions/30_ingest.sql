@@ -135,7 +135,10 @@ begin
         perform rag._count_requests(v_tenant, 'puts', cardinality(_put_documents.uris));
     end if;
     perform rag._lock_tenant(v_tenant);
-    perform rag._queue_for_quota(v_tenant);
+    perform rag._queue_for_quota(
+        v_tenant, cardinality(_put_documents.uris),
+        (select sum(octet_length(c.content)) from unnest(_put_documents.contents) as c (content))
+    );
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     v_collection := rag._collection(v_tenant, _put_documents.collection);

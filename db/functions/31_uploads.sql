@@ -52,7 +52,8 @@ begin
     );
     perform rag._count_requests(v_tenant, 'puts');
     perform rag._lock_tenant(v_tenant);
-    perform rag._queue_for_quota(v_tenant);
+    -- Files that wait are in no measure yet.
+    perform rag._queue_for_quota(v_tenant, null, null);
     v_collection := rag._collection(v_tenant, upload.collection);
     perform rag._check_upload_quota(
         v_tenant, v_collection.collection_id, coalesce(upload.uri, upload.filename),

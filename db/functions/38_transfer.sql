@@ -797,7 +797,7 @@ declare
 begin
     perform rag._require_fresh_snapshots('an import');
     perform rag._lock_tenant(v_tenant);
-    perform rag._queue_for_quota(v_tenant);
+    perform rag._queue_for_quota(v_tenant, null, null);
     -- Under the lock: a move between partitions waits for it.
     select t.partition_id into v_partition from rag.tenants as t where t.tenant_id = v_tenant;
     select min(coalesce(l.line ->> 'kind', 'null')) into v_unknown
