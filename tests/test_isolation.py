@@ -400,6 +400,10 @@ def test_partitions_and_what_is_not_granted_cannot_be_reached(
         "rag.lexeme_statistics",
         "rag.lexical_statistics",
         "rag.lexeme_deltas",
+        "rag.posting_sets",
+        "rag.postings",
+        "rag.posting_places",
+        "rag.posting_changes",
         "rag.partitions",
         "rag.migrations",
     ):

@@ -131,6 +131,9 @@ begin
     delete from rag.lexemes as l where l.partition_id = v_partition and l.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'lexemes', v_rows;
+    select count(*) into v_rows from rag.postings as p where p.tenant_id = v_tenant;
+    perform rag._drop_postings(v_tenant);
+    return query select 'postings', v_rows;
     delete from rag.lexeme_deltas as s where s.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'lexeme_deltas', v_rows;

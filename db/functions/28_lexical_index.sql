@@ -18,6 +18,7 @@ begin
     perform rag._unindex_chunks(
         _index_chunks.tenant_id, _index_chunks.partition_id, _index_chunks.chunks
     );
+    perform rag._note_posting_changes(_index_chunks.tenant_id, _index_chunks.chunks);
     -- It does not change meanwhile: who writes has locked the tenant against rag._reweigh.
     select s.reference_length into v_reference
     from rag.lexical_statistics as s

@@ -323,6 +323,9 @@ begin
         and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
     order by x.bytes desc;
 
+    return query
+    select 'post', d.tenant_id, 'rag.postings', d.reason from rag._postings_due() as d;
+
     -- Autovacuum never analyzes a partitioned table.
     v_roots := array(
         select r.oid::regclass
@@ -763,6 +766,8 @@ begin
             return format('%s rows deleted', rag._expire(v_step.object));
         when 'purge' then
             return case when rag.purge_all(500) < 500 then 'done' else '' end;
+        when 'post' then
+            return rag._postings_step(v_step.subject);
         when 'drop partitions' then
             select count(*) into v_before from rag.partitions as p;
             perform rag.drop_empty_partitions();

@@ -1,0 +1,246 @@
+"""Posting lists: exact while others write, and made, completed and dropped by maintenance."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.test_bm25 import TOP, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+    from tests.conftest import Databases
+
+WORDS = [f"word{n}" for n in range(300)]
+CHUNKS = 24_000
+"""Two blocks; more would only take longer."""
+
+# Whatever would be faster: so that every question is answered by them, or none.
+CHOICE = """
+create or replace function rag._is_for_posting_lists(
+    counts double precision[], bounds double precision[], threshold double precision, blocks int,
+    changes bigint, wanted double precision
+)
+    returns boolean
+    language sql
+    immutable
+return {}
+"""
+
+SEARCH = """
+select s.chunk_id, s.score from rag.search(%s, 20, mode => 'lexical', {}) as s
+"""
+
+NEXT = """
+with next as (
+    select rag._postings_step(t.tenant_id) as result from rag.tenants as t where t.name = 'big'
+)
+select n.result from next as n
+"""
+
+
+def text(source: random.Random) -> str:
+    """Some of the words, the n-th 1 / n as often as the first, so that the first are common."""
+    weights = [1 / (n + 1) for n in range(len(WORDS))]
+    return " ".join(source.choices(WORDS, weights, k=source.randint(2, 12)))
+
+
+def write(url: str, seed: int) -> None:
+    """Put, change and delete documents in a session of its own."""
+    source = random.Random(seed)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("select rag.set_tenant('big')")
+        for _ in range(60):
+            uri = str(source.randrange(400))
+            match source.randrange(3):
+                case 0:
+                    connection.execute("select rag.delete(%s)", [uri])
+                case 1:
+                    with connection.transaction(force_rollback=True):
+                        connection.execute("select rag.put(%s, %s)", [text(source), uri])
+                case _:
+                    connection.execute("select rag.put(%s, %s)", [text(source), uri])
+
+
+@pytest.fixture(scope="module")
+def big(databases: Databases, template: str) -> str:
+    """A database with a tenant whose words are common, with posting lists."""
+    url = databases.create(template)
+    source = random.Random(3)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("select rag.create_tenant('big')")
+        connection.execute("select rag.set_tenant('big')")
+        for first in range(0, CHUNKS, 2000):
+            documents = [
+                {"uri": str(n), "content": text(source), "metadata": {"tenth": n % 10}}
+                for n in range(first, first + 2000)
+            ]
+            connection.execute(
+                "select from rag.put_many(%s, strategy => 'none')", [Jsonb(documents)]
+            )
+        connection.execute("call rag.isolate_tenant('big')")
+        connection.execute("call rag.maintain()")
+        # At this size GIN is faster for most questions, but not for those of many common words.
+        assert asked_lists(connection, " ".join(WORDS[:20]))
+        assert not asked_lists(connection, "word250 word260")
+        choose(connection, always=True)
+    return url
+
+
+@pytest.fixture
+def connection(big: str) -> Iterator[Connection[Any]]:
+    """A session as that tenant."""
+    with psycopg.connect(big, autocommit=True) as connection:
+        connection.execute("select rag.set_tenant('big')")
+        yield connection
+
+
+def scalar(connection: Connection[Any], statement: str) -> Any:
+    """The one value of a statement."""
+    row = connection.execute(statement.encode()).fetchone()
+    return row[0] if row else None
+
+
+def asked_lists(connection: Connection[Any], query: str) -> bool:
+    """Whether a search for the query asks posting lists."""
+    items = connection.execute(
+        "select e.item from rag.explain(%s, mode => 'lexical') as e", [query]
+    )
+    return "posting lists" in {item for (item,) in items}
+
+
+def choose(connection: Connection[Any], *, always: bool) -> None:
+    """Have all questions answered by posting lists, or none."""
+    connection.execute(CHOICE.format(always).encode())
+
+
+def check(connection: Connection[Any]) -> None:
+    """Searches are those of an exhaustive one, and ask posting lists."""
+    reference = Reference(connection, "english")
+    source = random.Random(5)
+    asked = 0
+    for size in (2, 3, 5, 8, 16):
+        for _ in range(8):
+            query = " ".join(source.choices(WORDS[:60], k=size))
+            reference.check(query)
+            asked += asked_lists(connection, query)
+    assert asked >= 30
+    # All of the commonest, all at all, and a word that is rare, too.
+    for query in (" ".join(WORDS[:5]), " ".join(WORDS[:60]), f"{WORDS[0]} {WORDS[1]} {WORDS[299]}"):
+        reference.check(query, TOP)
+
+
+def test_lists_are_made_for_those_who_have_much(connection: Connection[Any]) -> None:
+    assert scalar(connection, "select blocks from rag.posting_sets") == 2
+    assert (
+        scalar(connection, "select sum(cardinality(chunk_ids)) from rag.posting_places") == CHUNKS
+    )
+    assert scalar(connection, "select count(*) from rag.maintenance_plan()") == 0
+    check(connection)
+
+
+def test_what_changes_is_found_at_once(big: str, connection: Connection[Any]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [big] * 4, range(4)))
+    assert scalar(connection, "select count(*) from rag.posting_changes") > 50
+    check(connection)
+
+
+@pytest.mark.parametrize(
+    ("query", "conditions"),
+    [
+        ("word1 word2 word5", "filter => '{\"tenth\": 3}'"),
+        ("word1 word2 word5", 'filter => \'{"tenth": {"$gte": 8}}\''),
+        ("word1 word2 word3 word4", "collection => 'default'"),
+        ("word1 word2 word3 word4", "collection => 'empty'"),
+        ('word1 word2 "word0 word0"', "collection => null"),
+        ("word1 word2 word3 -word0", "collection => null"),
+    ],
+)
+def test_conditions_hold(connection: Connection[Any], query: str, conditions: str) -> None:
+    connection.execute(
+        "select rag.create_collection('empty') where not exists "
+        "(select from rag.collections as c where c.name = 'empty')"
+    )
+    statement = SEARCH.format(conditions).encode()
+    choose(connection, always=False)
+    try:
+        expected = connection.execute(statement, [query]).fetchall()
+    finally:
+        choose(connection, always=True)
+    assert len(expected) == (0 if "empty" in conditions else 20)
+    assert connection.execute(statement, [query]).fetchall() == expected
+
+
+def test_maintenance_puts_changes_into_lists(big: str, connection: Connection[Any]) -> None:
+    source = random.Random(7)
+    documents = [{"uri": str(n), "content": text(source)} for n in range(1200)]
+    connection.execute("select from rag.put_many(%s, strategy => 'none')", [Jsonb(documents)])
+    before = scalar(connection, "select count(*) from rag.posting_changes")
+    assert before >= 1200
+    with psycopg.connect(big, autocommit=True) as writer:
+        writer.execute("select rag.set_tenant('big')")
+        assert scalar(connection, NEXT) == ""
+        # Between the steps: one that is in the new block already, and one that is nowhere yet.
+        writer.execute("select rag.put('word7 word9 word11', '3')")
+        assert scalar(connection, NEXT) == ""
+        writer.execute("select rag.put('word8 word9 word11', '4')")
+        writer.execute("select rag.put('word1 word2 word3', 'new')")
+        check(connection)
+        while not (result := scalar(connection, NEXT)):
+            writer.execute("select rag.put('word9 word10 word11', '5')")
+    assert "in 3 blocks" in result
+    assert scalar(connection, "select count(*) from rag.posting_changes") == 3
+    check(connection)
+
+
+def test_a_writer_at_work_is_waited_for(big: str, connection: Connection[Any]) -> None:
+    with psycopg.connect(big) as writer:
+        writer.execute("select rag.set_tenant('big')")
+        writer.execute("select rag.put('word4 word5 word6', '6')")
+        connection.execute("set lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            connection.execute(NEXT)
+        writer.commit()
+    connection.execute("reset lock_timeout")
+    assert scalar(connection, NEXT) == ""
+    while not scalar(connection, NEXT):
+        pass
+    check(connection)
+
+
+def test_lists_are_made_anew_when_much_has_changed(connection: Connection[Any]) -> None:
+    source = random.Random(9)
+    documents = [{"uri": str(n), "content": text(source)} for n in range(9000)]
+    for first in range(0, 9000, 3000):
+        connection.execute(
+            "select from rag.put_many(%s, strategy => 'none')",
+            [Jsonb(documents[first : first + 3000])],
+        )
+    generation = scalar(connection, "select generation from rag.posting_sets")
+    connection.execute("call rag.maintain()")
+    assert connection.execute(
+        "select generation, is_ready, is_building from rag.posting_sets"
+    ).fetchall() == [(generation + 1, True, False)]
+    assert scalar(connection, "select count(distinct generation) from rag.postings") == 1
+    assert scalar(connection, "select count(*) from rag.posting_changes") == 0
+    check(connection)
+
+
+def test_a_small_tenant_keeps_none(connection: Connection[Any]) -> None:
+    connection.execute("call rag.pool_tenant('big')")
+    Reference(connection, "english").check(" ".join(WORDS[:5]))
+    connection.execute("call rag.maintain(promote_at => 1000000)")
+    connection.execute("select rag.put('word1 word2', 'last')")
+    assert connection.execute(
+        "select (select count(*) from rag.posting_sets), (select count(*) from rag.postings), "
+        "(select count(*) from rag.posting_places), (select count(*) from rag.posting_changes)"
+    ).fetchall() == [(0, 0, 0, 0)]
