@@ -89,7 +89,7 @@ as $$
                 ' and %I.facets && %L::int[]',
                 alias,
                 -- 0 is there already where a set is of the metadata.
-                case when f.any_of::int[] @> '{0}' then f.any_of::int[] else 0 || f.any_of::int[] end
+                (0 || array_remove(f.any_of::int[], 0))::text
             ),
             ''
         ),

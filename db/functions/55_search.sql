@@ -147,6 +147,8 @@ declare
     v_has_lexical boolean := _legs.mode <> 'semantic';
     -- What holds the query's words tells an index scan that it went astray.
     v_has_seeds boolean := _legs.kind <> 'none'
+        and _legs.within is null
+        and not _legs.by_facets
         and rag._has_hnsw(_legs.tenant_id, _legs.model_id);
     v_embedding halfvec := _legs.embedding;
     v_seeds bigint[];
@@ -198,7 +200,7 @@ begin
         from rag._semantic_leg(
             _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding,
             _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within,
-            v_seeds[:20], coalesce(_legs.facets, '{}'), _legs.by_facets
+            v_seeds[:20], coalesce(_legs.facets, '{}'), _legs.share, _legs.by_facets
         ) as s;
         if rag._is_traced() then
             perform rag._note('semantic leg', jsonb_build_object(
