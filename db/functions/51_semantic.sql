@@ -180,8 +180,12 @@ declare
     v_within bigint[];
 begin
     by_facets := false;
+    if _within.filter is null and _within.collection_id is null and _within.must is null then
+        share := 1;
+        return;
+    end if;
     if v_has_facets and _within.model_id is not null then
-        -- Nine vectors a page. Only what has the facets is asked against the filter.
+        -- Some 540 vectors. Only what has the facets is asked against the filter.
         execute format(
             'select avg(coalesce(s.is_found, false)::int), '
             'avg(coalesce(s.is_within, false)::int), avg(s.is_unknown::int) from ('
@@ -191,7 +195,7 @@ begin
             'where c.tenant_id = $1 and c.chunk_id = e.chunk_id)) end as is_within '
             'from %3$s where e.tenant_id = $1) as s',
             rag._facet_conditions(_within.facets, 'e'), v_chunks,
-            rag._sampled(v_embeddings, 'e', 100)
+            rag._sampled(v_embeddings, 'e', 60)
         )
         into v_found, share, v_unknown
         using _within.tenant_id, _within.collection_id, _within.filter;
