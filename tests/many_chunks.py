@@ -94,10 +94,11 @@ totals as (
     where s.tenant_id = p.tenant_id
 )
 insert into rag.embeddings (
-    partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+    partition_id, tenant_id, chunk_id, model_id, collection_id, facets, embedding
 )
 select
     c.partition_id, c.tenant_id, c.chunk_id, p.model_id, c.collection_id,
+    rag._facets(c.tenant_id, c.collection_id, c.metadata),
     l2_normalize(d.direction + o.direction + (
         select array_agg(3.5 * (random() - 0.5))::real[]::vector
         from generate_series(1, p.dimensions + 0 * c.chunk_id::int)

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import Any
 
+import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 
-if TYPE_CHECKING:
-    import psycopg
+from tests.processes import until
 
-    Connection = psycopg.Connection[tuple[Any, ...]]
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 STALE = """
 select count(*)
-from rag.lexemes as l
-join rag.chunks as c using (partition_id, tenant_id, chunk_id)
-where l.facets <> rag._facets(c.tenant_id, c.collection_id, c.metadata)
+from rag.chunks as c
+cross join lateral (
+    select l.facets
+    from rag.lexemes as l
+    where l.partition_id = c.partition_id and l.tenant_id = c.tenant_id and l.chunk_id = c.chunk_id
+    union all
+    select e.facets
+    from rag.embeddings as e
+    where e.partition_id = c.partition_id and e.tenant_id = c.tenant_id and e.chunk_id = c.chunk_id
+) as i
+where i.facets <> rag._facets(c.tenant_id, c.collection_id, c.metadata)
+"""
+
+# What an embedder does: job n is near to the n-th axis.
+EMBED = """
+select rag.complete_jobs(
+    (array_agg(c.lease_token))[1],
+    array_agg(c.job_id),
+    array_agg((
+        array_fill(0.1::real, array[(c.job_id % 384)::int]) || 1::real
+        || array_fill(0::real, array[383 - (c.job_id % 384)::int])
+    )::vector)
+)
+from rag.claim_jobs('test', 1000) as c
 """
 
 TEXT = "\n\n".join(
@@ -41,6 +64,32 @@ def found(
     return {uri for (uri,) in rows}
 
 
+def near(connection: Connection, condition: dict[str, Any]) -> set[str]:
+    """The uris that a search by meaning finds."""
+    rows = connection.execute(
+        "select uri from rag.search('', 100, filter => %s, mode => 'semantic', "
+        "embedding => array_fill(1, array[384])::vector)",
+        [Jsonb(condition)],
+    )
+    return {uri for (uri,) in rows}
+
+
+def plan(connection: Connection, condition: dict[str, Any]) -> str:
+    """How a search by meaning looks for them."""
+    row = connection.execute(
+        "select value from rag.explain('', 5, filter => %s, mode => 'semantic', "
+        "embedding => array_fill(1, array[384])::vector) where item = 'semantic plan'",
+        [Jsonb(condition)],
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def embedded(connection: Connection) -> None:
+    """Embed what waits."""
+    connection.execute(EMBED.encode())
+
+
 def stale(connection: Connection) -> int:
     row = connection.execute(STALE.encode()).fetchone()
     assert row is not None
@@ -50,6 +99,7 @@ def stale(connection: Connection) -> int:
 def test_what_changes_the_metadata_changes_the_facets(connection: Connection) -> None:
     put(connection, "a", {"lang": "en", "tags": ["x", {"deep": 1.0}]})
     put(connection, "b", {"lang": "de"})
+    embedded(connection)
     assert found(connection, {"lang": "en"}) == {"a"}
     assert found(connection, {"tags": {"deep": 1}}) == {"a"}
     # Other metadata only; other text, of which some passages stay; both; a title.
@@ -73,6 +123,20 @@ def test_what_changes_the_metadata_changes_the_facets(connection: Connection) ->
     )
     assert found(connection, {"lang": "it"}) == {"a", "b", "c"}
     assert found(connection, {"lang": "it", "n": {"$exists": True}}) == {"b"}
+    assert stale(connection) == 0
+    embedded(connection)
+    assert near(connection, {"lang": "it"}) == {"a", "b", "c"}
+    for change in ("patch_metadata", "set_metadata"):
+        connection.execute(f"select rag.{change}('c', %s)", [Jsonb({"lang": change})])
+        assert near(connection, {"lang": change}) == {"c"}
+    assert stale(connection) == 0
+    # Who brings vectors of his own, and a version that is there again.
+    connection.execute("select rag.set_retention('default', 3)")
+    put(connection, "c", {"lang": "it"}, "Something else, which nobody has said before.")
+    put(connection, "d", {"lang": "pt"}, "Something else, which nobody has said before.")
+    connection.execute("select rag.restore('c')")
+    embedded(connection)
+    assert near(connection, {"lang": "set_metadata"}) == {"c"}
     assert stale(connection) == 0
 
 
@@ -118,20 +182,113 @@ def test_chunks_without_facets_are_found_until_all_are_indexed_anew(connection: 
 def test_a_tenant_moves_with_his_facets(connection: Connection) -> None:
     for n in range(20):
         put(connection, f"d{n}", {"n": n % 4})
+    embedded(connection)
     before = found(connection, {"n": 3})
     assert len(before) == 5
     connection.execute("call rag.isolate_tenant('default')")
-    assert found(connection, {"n": 3}) == before
+    assert found(connection, {"n": 3}) == near(connection, {"n": 3}) == before
+    assert "facets" in plan(connection, {"n": 3})
     put(connection, "d3", {"n": 5})
-    assert found(connection, {"n": 3}) == before - {"d3"}
+    assert found(connection, {"n": 3}) == near(connection, {"n": 3}) == before - {"d3"}
+    put(connection, "d3", {"n": 3}, "Something else.")
+    embedded(connection)
+    assert near(connection, {"n": 3}) == before
+    connection.execute("select rag.patch_metadata('d3', '{\"n\": 5}')")
     connection.execute("call rag.pool_tenant('default')")
-    assert found(connection, {"n": 3}) == before - {"d3"}
+    assert found(connection, {"n": 3}) == near(connection, {"n": 3}) == before - {"d3"}
+    assert stale(connection) == 0
+
+
+def test_embeddings_without_facets_are_found_until_they_have_them(connection: Connection) -> None:
+    """As after the migration that brought them."""
+    for n in range(40):
+        put(connection, f"d{n}", {"n": n % 4})
+    embedded(connection)
+    wanted = {f"d{n}" for n in range(3, 40, 4)}
+    connection.execute("update rag.embeddings set facets = '{0}'")
+    # They come with a move …
+    connection.execute("call rag.isolate_tenant('default')")
+    assert stale(connection) == 0
+    assert "facets" in plan(connection, {"n": 3})
+    # … and where they are missing then, are asked the long way …
+    connection.execute("update rag.embeddings set facets = '{0}' where chunk_id % 3 = 0")
+    assert "facets" not in plan(connection, {"n": 3})
+    assert near(connection, {"n": 3}) == wanted
+    connection.execute("update rag.embeddings set facets = '{0}'")
+    assert near(connection, {"n": 3}) == wanted
+    assert near(connection, {"n": 4}) == set()
+    # … until maintenance makes the partition anew.
+    due = "select reason from rag.maintenance_plan(demote_at => 0) where action = 'rebuild'"
+    assert [reason for (reason,) in connection.execute(due)] == [
+        "its embeddings have no facets yet: filters are slow"
+    ]
+    connection.execute("call rag.rebuild_tenant('default')")
+    assert connection.execute(due).fetchall() == []
+    assert stale(connection) == 0
+    assert near(connection, {"n": 3}) == wanted
+    # So they do where all is indexed anew.
+    connection.execute("update rag.embeddings set facets = '{0}'")
+    connection.execute(
+        "update rag.collections set index_version = index_version + 1, reindexed_to = 0"
+    )
+    assert near(connection, {"n": 3}) == wanted
+    while (row := connection.execute("select rag.reindex()").fetchone()) and row[0]:
+        pass
+    assert stale(connection) == 0
+
+
+def test_a_filter_that_facets_know_half_of(connection: Connection) -> None:
+    """Few have the facets, and fewer meet the filter: the list is as long as it can be."""
+    items = [
+        {"content": f"text {n}", "uri": f"d{n}", "metadata": {"half": n % 2, "n": n}}
+        for n in range(600)
+    ]
+    connection.execute("select rag.put_many(%s)", [Jsonb(items)])
+    embedded(connection)
+    connection.execute("call rag.isolate_tenant('default')")
+    condition = {"half": 1, "n": {"$gte": 580}}
+    assert "facets" in plan(connection, condition)
+    assert near(connection, condition) == {f"d{n}" for n in range(581, 600, 2)}
+    assert near(connection, {"half": 1, "n": {"$gte": 700}}) == set()
+
+
+@pytest.mark.parametrize("is_patch_first", [True, False])
+def test_metadata_changes_while_its_passage_is_embedded(
+    database: str, connection: Connection, *, is_patch_first: bool
+) -> None:
+    """Whoever changes metadata and whoever stores an embedding wait for each other."""
+    put(connection, "a", {"n": 1}, "One passage.")
+    row = connection.execute("select lease_token, job_id from rag.claim_jobs('test')").fetchone()
+    assert row is not None
+    store = (
+        "select rag.complete_jobs(%s, array[%s]::bigint[], "
+        "array[array_fill(1, array[384])::vector])",
+        row,
+    )
+    patch = ("select rag.patch_metadata('a', '{\"n\": 2}')", ())
+    first, second = (patch, store) if is_patch_first else (store, patch)
+    with psycopg.connect(database) as other:
+        other.execute("select rag.set_tenant('default')")
+        other.execute(*first)
+        waiting = threading.Thread(target=connection.execute, args=second)
+        waiting.start()
+        until(lambda: other.execute("select from pg_locks where not granted").rowcount)
+        other.commit()
+        waiting.join()
+    assert near(connection, {"n": 2}) == {"a"}
     assert stale(connection) == 0
 
 
 def test_a_clone_has_facets_of_its_own(connection: Connection) -> None:
     put(connection, "a", {"n": 1})
+    embedded(connection)
     connection.execute("select from rag.clone_tenant('default', 'clone')")
     connection.execute("select rag.set_tenant('clone')")
-    assert found(connection, {"n": 1}) == {"a"}
+    assert found(connection, {"n": 1}) == near(connection, {"n": 1}) == {"a"}
+    # By an export, too.
+    lines = [line for (line,) in connection.execute("select rag.export_tenant('clone')")]
+    connection.execute("select rag.create_tenant('again')")
+    connection.execute("select from rag.import_lines('again', %s)", [lines])
+    connection.execute("select rag.set_tenant('again')")
+    assert near(connection, {"n": 1}) == {"a"}
     assert stale(connection) == 0

@@ -168,15 +168,73 @@ def test_the_nearest_are_found(
     assert hits / wanted >= (0.98 if kind == "dedicated" else 0.995)
 
 
+# The leg itself, by a plan that need not be the one that is chosen.
+LEG = """
+select s.chunk_id
+from rag.tenants as t
+cross join rag._semantic_leg(
+    t.tenant_id, t.partition_id, 1, %(vector)s::halfvec, null, rag._compile_filter(%(filter)s),
+    null, %(k)s, null, null, rag._search_facets(t.tenant_id, null, %(filter)s, true), %(share)s,
+    %(by_facets)s
+) as s
+where t.name = %(tenant)s
+"""
+
+
+@pytest.mark.parametrize("size", [50, 3000, LARGE])
+@pytest.mark.parametrize("unknown", [0, 3, 1])
+def test_no_plan_lists_less_than_there_is(tenants: Connection, size: int, unknown: int) -> None:
+    """Whether all embeddings have facets, two of three, or none; also where facets know half."""
+    tenant = f"dedicated {size}"
+    tenants.execute("select rag.set_tenant(%s)", [tenant])
+    [vector] = vectors(tenants, tenant, 1)
+    conditions: list[dict[str, Any]] = [
+        *(condition for condition in FILTERS if condition),
+        {"tenth": {"$in": [3, 4, 5]}},
+        {"tenth": 3, "hundredth": {"$gte": 70}},
+        {"$or": [{"tenth": 3}, {"hundredth": 5}], "thousandth": {"$lt": 300}},
+        {"tenth": {"$gt": 7}},
+    ]
+    with tenants.transaction(force_rollback=True):
+        tenants.execute(
+            "update rag.embeddings as e set facets = '{0}' from rag.tenants as t "
+            "where t.name = %s and e.partition_id = t.partition_id "
+            "and e.tenant_id = t.tenant_id and (%s = 1 or %s = 3 and e.chunk_id %% 3 = 0)",
+            [tenant, unknown, unknown],
+        )
+        for condition in conditions:
+            compiled = tenants.execute(
+                "select count(*) from rag.chunks as c join rag.tenants as t using (tenant_id) "
+                "where t.name = %s and c.metadata @@ rag._compile_filter(%s)",
+                [tenant, Jsonb(condition)],
+            ).fetchone()
+            assert compiled is not None
+            for k in (10, 200):
+                for by_facets, share in ((True, 0.01), (False, 0.01), (False, 1)):
+                    parameters = {
+                        "tenant": tenant, "vector": vector, "filter": Jsonb(condition), "k": k,
+                        "share": share, "by_facets": by_facets,
+                    }  # fmt: skip
+                    found = {chunk for (chunk,) in tenants.execute(LEG, parameters)}
+                    assert len(found) == min(k, compiled[0]), (condition, k, by_facets, share)
+                    # By facets it is exact.
+                    if by_facets and "$" not in str(condition):
+                        exact = tenants.execute(EXACT, parameters).fetchall()
+                        assert len(found & {chunk for (chunk,) in exact}) >= 0.99 * len(exact)
+
+
 def test_settings_of_hnsw_do_not_leak(tenants: Connection) -> None:
     tenants.execute("select rag.set_tenant(%s)", [f"dedicated {LARGE}"])
     [vector] = vectors(tenants, f"dedicated {LARGE}", 1)
     names = ("hnsw.ef_search", "hnsw.iterative_scan", "enable_seqscan", "jit")
     before = [tenants.execute(f"show {name}".encode()).fetchone() for name in names]
     with tenants.transaction():
-        tenants.execute(
-            SEARCH, {"query": "", "k": 5, "filter": None, "vector": vector, "mode": "semantic"}
-        ).fetchall()
+        for condition in FILTERS[:3]:
+            parameters = {
+                "query": "", "k": 5, "filter": condition and Jsonb(condition), "vector": vector,
+                "mode": "semantic",
+            }  # fmt: skip
+            tenants.execute(SEARCH, parameters).fetchall()
         after = [tenants.execute(f"show {name}".encode()).fetchone() for name in names]
     assert before == after
 

@@ -75,6 +75,33 @@ $$;
 comment on function rag._facets(int, int, jsonb) is
     'The facets of a chunk: its tenant, its collection, and the scalars of its metadata.';
 
+create or replace function rag._facet_conditions(facets text[], alias text)
+    returns text
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+    select coalesce(
+        string_agg(
+            format(
+                ' and %I.facets && %L::int[]',
+                alias,
+                -- 0 is there already where a set is of the metadata.
+                (0 || array_remove(f.any_of::int[], 0))::text
+            ),
+            ''
+        ),
+        ''
+    )
+    from unnest(facets) as f (any_of)
+$$;
+
+comment on function rag._facet_conditions(text[], text) is
+    'What rag._search_facets says, as conditions of a statement on embeddings, whose facets may be '
+    'unknown.';
+
 create or replace function rag._filter_facets(condition jsonb, path text default '')
     returns text[]
     language plpgsql

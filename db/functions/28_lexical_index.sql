@@ -208,6 +208,38 @@ $$;
 comment on function rag._index_chunks(int, int, bigint[]) is
     'Index chunks anew: their lexemes, their BM25 weights, and what they change in the statistics.';
 
+create or replace function rag._index_vectors(tenant_id int, partition_id int, chunks bigint[])
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    -- In a partition with an HNSW index a row that changes is looked up in it anew, a millisecond
+    -- each; pgvector adds it to the node that has the same vector already.
+    update rag.embeddings as e
+    set facets = l.facets
+    from rag.lexemes as l
+    where
+        e.partition_id = _index_vectors.partition_id
+        and e.tenant_id = _index_vectors.tenant_id
+        and e.chunk_id = any(_index_vectors.chunks)
+        and e.facets <> l.facets
+        and l.partition_id = _index_vectors.partition_id
+        and l.tenant_id = _index_vectors.tenant_id
+        and l.chunk_id = e.chunk_id
+        and l.facets <> '{}';
+end
+$$;
+
+comment on function rag._index_vectors(int, int, bigint[]) is
+    'After a change of facets: those of chunks'' embeddings, of every model, anew.';
+
 create or replace function rag._index_metadata(
     tenant_id int, partition_id int, documents bigint[]
 )
@@ -221,6 +253,8 @@ create or replace function rag._index_metadata(
     set jit = off
 as $$
 #variable_conflict use_column
+declare
+    v_chunks bigint[];
 begin
     update rag.lexemes as l
     set facets = f.facets
@@ -237,6 +271,24 @@ begin
         and c.partition_id = _index_metadata.partition_id
         and c.tenant_id = _index_metadata.tenant_id
         and c.document_id = any(_index_metadata.documents);
+    v_chunks := array(
+        select c.chunk_id
+        from rag.chunks as c
+        where
+            c.partition_id = _index_metadata.partition_id
+            and c.tenant_id = _index_metadata.tenant_id
+            and c.document_id = any(_index_metadata.documents)
+    );
+    -- Who embeds one of them right now may have read its facets of before: wait until he is done.
+    -- Who comes later waits here, and reads those of today (rag.complete_jobs).
+    perform
+    from rag.jobs as j
+    where j.tenant_id = _index_metadata.tenant_id and j.chunk_id = any(v_chunks)
+    order by j.job_id
+    for update;
+    perform rag._index_vectors(
+        _index_metadata.tenant_id, _index_metadata.partition_id, v_chunks
+    );
 end
 $$;
 

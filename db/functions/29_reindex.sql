@@ -68,6 +68,7 @@ begin
             and c.chunk_id = any(v_chunks)
     );
     perform rag._index_chunks(_reindex_batch.tenant_id, _reindex_batch.partition_id, v_chunks);
+    perform rag._index_vectors(_reindex_batch.tenant_id, _reindex_batch.partition_id, v_chunks);
     update rag.collections as n
     set reindexed_to = v_to
     where

@@ -397,11 +397,22 @@ begin
     perform rag._create_embedding_child(_import.model_id, _import.partition_id);
     with stored as (
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, facets
         )
         select
             c.partition_id, c.tenant_id, c.chunk_id, _import.model_id, c.collection_id,
-            l2_normalize(g.embedding)::halfvec
+            l2_normalize(g.embedding)::halfvec,
+            coalesce(
+                (
+                    select nullif(l.facets, '{}')
+                    from rag.lexemes as l
+                    where
+                        l.partition_id = _import.partition_id
+                        and l.tenant_id = _import.tenant_id
+                        and l.chunk_id = c.chunk_id
+                ),
+                '{0}'
+            )
         from unnest(v_uris, _import.embeddings) as g (uri, embedding)
         join rag.documents as d
             on d.tenant_id = _import.tenant_id

@@ -614,10 +614,21 @@ begin
     ),
     added as (
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, facets
         )
         select
-            v_partition, v_context.tenant_id, f.chunk_id, f.model_id, f.collection_id, f.embedding
+            v_partition, v_context.tenant_id, f.chunk_id, f.model_id, f.collection_id, f.embedding,
+            coalesce(
+                (
+                    select nullif(l.facets, '{}')
+                    from rag.lexemes as l
+                    where
+                        l.partition_id = v_partition
+                        and l.tenant_id = v_context.tenant_id
+                        and l.chunk_id = f.chunk_id
+                ),
+                '{0}'
+            )
         from found as f
         where to_regclass(
             format('rag_data.embeddings_m%s_p%s', f.model_id, v_partition)

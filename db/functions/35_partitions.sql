@@ -159,6 +159,26 @@ $$;
 comment on function rag._create_hnsw(regclass, int) is
     'The HNSW index of one model''s embeddings in one partition.';
 
+create or replace function rag._create_facet_index(child regclass)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- Not on the parent: in a shared partition every vector of a tenant is compared anyway. 6 MB
+    -- for 100,000 chunks. fastupdate off: as of rag.lexemes.
+    execute format(
+        'create index on %s using gin (facets) with (fastupdate = off)', _create_facet_index.child
+    );
+end
+$$;
+
+comment on function rag._create_facet_index(regclass) is
+    'The index by which few embeddings under a filter are found, in a partition that has HNSW.';
+
 create or replace function rag._create_embedding_child(model_id int, partition_id int)
     returns void
     language plpgsql
@@ -193,6 +213,7 @@ begin
         where p.partition_id = _create_embedding_child.partition_id and p.kind = 'dedicated'
     ) then
         perform rag._create_hnsw(v_child, _create_embedding_child.model_id);
+        perform rag._create_facet_index(v_child);
         update rag.tenants as t
         set hnsw_models = t.hnsw_models || _create_embedding_child.model_id
         where t.partition_id = _create_embedding_child.partition_id;

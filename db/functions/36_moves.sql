@@ -134,17 +134,28 @@ create or replace function rag._copy_rows(
 as $$
 declare
     v_columns text := rag._copied_columns(_copy_rows.template);
+    v_values text := v_columns;
     v_rows bigint;
 begin
+    -- Embeddings from before facets get theirs.
+    if _copy_rows.template = 'rag.embeddings'::regclass then
+        v_values := replace(v_columns, 'facets', format(
+            'case when facets <> ''{0}'' then facets else coalesce(('
+            'select nullif(l.facets, ''{}'') from rag_data.lexemes_p%s as l '
+            'where l.tenant_id = $1 and l.chunk_id = source.chunk_id), ''{0}'') end',
+            (select t.partition_id from rag.tenants as t where t.tenant_id = _copy_rows.tenant_id)
+        ));
+    end if;
     execute format(
         'with source as materialized ('
         'select s.*, s.xmin as version from %1$s as s where s.tenant_id = $1 and %2$s '
         'order by s.chunk_id limit $3), '
         'copy as (insert into rag_data.%3$I (partition_id, %4$s) '
-        'select $4, %4$s from source order by chunk_id) '
+        'select $4, %6$s from source order by chunk_id) '
         'insert into rag_data.%5$I (chunk_id, version) '
         'select s.chunk_id, s.version from source as s',
-        _copy_rows.source, _copy_rows.which, _copy_rows.child, v_columns, _copy_rows.copied
+        _copy_rows.source, _copy_rows.which, _copy_rows.child, v_columns, _copy_rows.copied,
+        v_values
     )
     using _copy_rows.tenant_id, _copy_rows.chunks, _copy_rows.most, _copy_rows.partition_id;
     get diagnostics v_rows = row_count;
@@ -281,6 +292,14 @@ begin
         where c.indrelid = _create_next_index.child
     ) then
         perform rag._create_hnsw(_create_next_index.child, _create_next_index.model_id);
+    elsif _create_next_index.model_id is not null and not exists (
+        select
+        from pg_index as c
+        join pg_class as i on i.oid = c.indexrelid
+        join pg_am as a on a.oid = i.relam and a.amname = 'gin'
+        where c.indrelid = _create_next_index.child
+    ) then
+        perform rag._create_facet_index(_create_next_index.child);
     else
         return false;
     end if;

@@ -87,6 +87,37 @@ $$;
 comment on function rag._hnsw_indexes() is
     'Every HNSW index: how many rows it is for, its size, and the share that a new one would save.';
 
+create or replace function rag._lacks_facets(partition_id int, model_id int)
+    returns boolean
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- By the index of facets: all that are unknown are one posting list.
+    set enable_seqscan = off
+as $$
+declare
+    v_lacks boolean;
+begin
+    execute format(
+        'select exists (select from rag_data.embeddings_m%1$s_p%2$s as e '
+        'join rag_data.lexemes_p%2$s as l on l.tenant_id = e.tenant_id '
+        'and l.chunk_id = e.chunk_id and l.facets <> ''{}'' '
+        'where e.tenant_id in ('
+        'select t.tenant_id from rag.tenants as t where t.partition_id = $1) '
+        'and e.facets = ''{0}'' limit 1)',
+        _lacks_facets.model_id, _lacks_facets.partition_id
+    )
+    into v_lacks using _lacks_facets.partition_id;
+    return v_lacks;
+end
+$$;
+
+comment on function rag._lacks_facets(int, int) is
+    'Whether a partition of a tenant''s own has embeddings from before facets, which would get '
+    'them if it were made anew.';
+
 create or replace function rag.partition_report()
     returns table (
         partition_id int,
@@ -305,16 +336,23 @@ begin
     return query
     select
         'rebuild', c.tenant_id, x.indexes,
-        format('%s %% of %s are of no row any more', round((100 * x.bloat)::numeric),
-            pg_size_pretty(x.bytes))
+        case
+            when x.lacks_facets then 'its embeddings have no facets yet: filters are slow'
+            else format('%s %% of %s are of no row any more', round((100 * x.bloat)::numeric),
+                pg_size_pretty(x.bytes))
+        end
     from (
         select
             i.partition_id,
             string_agg(i.index::text, ', ' order by i.index::text) as indexes,
             max(i.bloat) as bloat,
-            sum(i.bytes) as bytes
+            sum(i.bytes) as bytes,
+            bool_or(f.lacks_facets) as lacks_facets
         from rag._hnsw_indexes() as i
-        where i.bloat >= _maintenance_plan.bloat or not i.is_valid
+        cross join lateral (
+            select rag._lacks_facets(i.partition_id, i.model_id) as lacks_facets
+        ) as f
+        where i.bloat >= _maintenance_plan.bloat or not i.is_valid or f.lacks_facets
         group by i.partition_id
     ) as x
     join rag._tenant_chunks() as c on c.partition_id = x.partition_id

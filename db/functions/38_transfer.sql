@@ -609,15 +609,20 @@ begin
             ),
             stored as (
                 insert into rag.embeddings (
-                    partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+                    partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, facets
                 )
                 select
                     _import_chunks.partition_id, _import_chunks.tenant_id, g.chunk_id,
-                    v_model.model_id, d.collection_id, g.embedding
+                    v_model.model_id, d.collection_id, g.embedding,
+                    rag._facets(_import_chunks.tenant_id, d.collection_id, d.metadata)
                 from given as g
                 cross join lateral (
-                    select o.collection_id
+                    select o.collection_id, c.metadata
                     from rag.documents as o
+                    join rag.chunks as c
+                        on c.partition_id = _import_chunks.partition_id
+                        and c.tenant_id = _import_chunks.tenant_id
+                        and c.chunk_id = g.chunk_id
                     where
                         o.tenant_id = _import_chunks.tenant_id
                         and o.document_id = g.document_id
@@ -986,6 +991,9 @@ begin
     update rag.lexemes as l
     set facets[1] = rag._facet('tenant', to_jsonb(v_to))
     where l.partition_id = v_new and l.tenant_id = v_to and l.facets <> '{}';
+    update rag.embeddings as e
+    set facets[1] = rag._facet('tenant', to_jsonb(v_to))
+    where e.partition_id = v_new and e.tenant_id = v_to and e.facets <> '{0}';
     delete from rag.jobs as j
     using rag.embeddings as e
     where

@@ -27,11 +27,14 @@ begin
     loop
         -- The tenant may have this very text already, in this document or another one.
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens,
+            facets
         )
         select
             c.partition_id, c.tenant_id, c.chunk_id, v_model, c.collection_id, twin.embedding,
-            twin.truncated_tokens
+            twin.truncated_tokens,
+            -- Whoever imports has not indexed them yet.
+            rag._facets(c.tenant_id, c.collection_id, c.metadata)
         from rag.chunks as c
         cross join lateral (
             select e.embedding, e.truncated_tokens

@@ -108,13 +108,25 @@ begin
     loop
         perform rag._create_embedding_child(v_place.model_id, v_place.partition_id);
         insert into rag.embeddings (
-            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens
+            partition_id, tenant_id, chunk_id, model_id, collection_id, embedding, truncated_tokens,
+            facets
         )
         select
             c.partition_id, c.tenant_id, c.chunk_id, v_place.model_id, c.collection_id,
             -- Normalised first: half precision ends at 65,504, and one such number would be an
             -- error for the whole batch. The cosine stays what it was.
-            l2_normalize(g.embedding)::halfvec, g.truncated_tokens
+            l2_normalize(g.embedding)::halfvec, g.truncated_tokens,
+            coalesce(
+                (
+                    select nullif(l.facets, '{}')
+                    from rag.lexemes as l
+                    where
+                        l.partition_id = v_place.partition_id
+                        and l.tenant_id = c.tenant_id
+                        and l.chunk_id = c.chunk_id
+                ),
+                '{0}'
+            )
         from unnest(
             complete_jobs.job_ids, complete_jobs.embeddings, complete_jobs.truncated_tokens
         ) as g (job_id, embedding, truncated_tokens)
@@ -129,7 +141,10 @@ begin
             and c.content_hash = j.content_hash
         on conflict (tenant_id, chunk_id, model_id, partition_id)
         do update
-        set embedding = excluded.embedding, truncated_tokens = excluded.truncated_tokens;
+        set
+            embedding = excluded.embedding,
+            truncated_tokens = excluded.truncated_tokens,
+            facets = excluded.facets;
         get diagnostics v_rows = row_count;
         v_stored := v_stored + v_rows;
     end loop;

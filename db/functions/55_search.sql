@@ -124,6 +124,7 @@ create or replace function rag._legs(
     within bigint[],
     facets text[],
     share double precision,
+    by_facets boolean default false,
     out lexical_chunks bigint[],
     out lexical_scores double precision[],
     out lexical_standards double precision[],
@@ -146,6 +147,8 @@ declare
     v_has_lexical boolean := _legs.mode <> 'semantic';
     -- What holds the query's words tells an index scan that it went astray.
     v_has_seeds boolean := _legs.kind <> 'none'
+        and _legs.within is null
+        and not _legs.by_facets
         and rag._has_hnsw(_legs.tenant_id, _legs.model_id);
     v_embedding halfvec := _legs.embedding;
     v_seeds bigint[];
@@ -197,7 +200,7 @@ begin
         from rag._semantic_leg(
             _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding,
             _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within,
-            v_seeds[:20]
+            v_seeds[:20], coalesce(_legs.facets, '{}'), _legs.share, _legs.by_facets
         ) as s;
         if rag._is_traced() then
             perform rag._note('semantic leg', jsonb_build_object(
@@ -210,7 +213,7 @@ $$;
 
 comment on function rag._legs(
     int, int, int, text, jsonpath, text, int, text, halfvec, tsquery, int, bigint[], text[],
-    double precision
+    double precision, boolean
 ) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
 
 create or replace function rag._limit_per_document(
@@ -426,11 +429,13 @@ begin
     if v_is_dedicated then
         v_within := rag._within(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter,
-            v_facets, v_must, v_depth, _candidates.mode = 'lexical'
+            v_facets, v_must, v_depth,
+            case when query_embedding <> 'none' then v_model.model_id end
         );
     else
         -- In a shared partition all of a tenant's chunks are few.
-        select 1::double precision as share, null::bigint[] as chunks into v_within;
+        select 1::double precision as share, null::bigint[] as chunks, false as by_facets
+        into v_within;
     end if;
     if _candidates.mode = 'semantic' and query_embedding = 'none' then
         raise exception 'mode semantic needs the embedding of the query' using
@@ -462,7 +467,8 @@ begin
         v_legs := rag._legs(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
             _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
-            v_vector, v_must, v_depth, v_within.chunks, v_facets, v_within.share
+            v_vector, v_must, v_depth, v_within.chunks, v_facets, v_within.share,
+            v_within.by_facets
         );
         v_listed := greatest(
             cardinality(v_legs.lexical_chunks), cardinality(v_legs.semantic_chunks), 0
