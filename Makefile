@@ -42,7 +42,7 @@ help: ## Show this list
 	@echo "  ARGS='-k queue'              more arguments for pytest, maintain, eval or a benchmark"
 	@echo '  DOCS=path                    what demo and ingest read'
 	@echo "  Q='how do I ...?'            the question of search"
-	@echo '  SIZE=100000                  how many chunks bench-data, -search, -quick and -peers, load and soak work with'
+	@echo '  SIZE=100000                  how many chunks bench-data, -search, -hard, -quick and -peers, load and soak work with'
 
 .PHONY: setup
 setup: $(ready) ## Install the pinned packages into .venv (done once; repeated when the pins change)
@@ -191,6 +191,10 @@ bench-data: $(ready) ## Load SIZE chunks (default 1,000,000) of real sentences i
 .PHONY: bench-search
 bench-search: $(ready) ## Measure searches of SIZE chunks by one client, beside ts_rank_cd and bare HNSW
 	@$(python) -m loadtests.search_latency $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
+.PHONY: bench-hard
+bench-hard: $(ready) ## Ask SIZE chunks what nobody should ask: the commonest words, 200 words, whole pages
+	@$(python) -m loadtests.hard_questions $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 .PHONY: bench-quick
 bench-quick: $(ready) ## The same of 20,000 chunks (SIZE) loaded anew, in two minutes
