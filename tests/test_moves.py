@@ -76,6 +76,8 @@ select distinct
         from pg_index as x
         join pg_class as i on i.oid = x.indexrelid
         join pg_am as a on a.oid = i.relam and a.amname <> 'hnsw'
+            -- What goes with HNSW.
+            and (a.amname <> 'gin' or c.relname not like 'embeddings%%')
         cross join substring(pg_get_indexdef(x.indexrelid) from ' USING .*') as d (definition)
         where x.indrelid = c.oid
     ),

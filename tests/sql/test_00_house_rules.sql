@@ -225,8 +225,8 @@ select is_empty(
         from functions as f
         where
             f.volatility <> 'v'
-            -- They change no row, only a setting of the session.
-            and f.name not in ('_note', '_keep_memory')
+            -- They change no row, only a setting of the session, of the transaction, or of their own.
+            and f.name not in ('_note', '_nearest', '_keep_memory')
             and f.code
             ~* '\m(insert into|update rag\.|delete from|set_config|pg_notify|for update)\M'
     $$,
