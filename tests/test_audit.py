@@ -204,8 +204,8 @@ BREAKS: list[tuple[str, LiteralString, str]] = [
     ("keys of tokens", "grant insert on rag.tenant_grants to rag_app", "rag_app"),
     (
         "context",
-        "create or replace function rag._allowed_tenant(wanted text) returns int language sql "
-        "stable as 'select min(t.tenant_id) from rag.tenants as t'",
+        "create or replace function rag._allowed(wanted text) returns rag.tenants language sql "
+        "stable as 'select t from rag.tenants as t order by t.tenant_id limit 1'",
         "no tenant of this name",
     ),
     (

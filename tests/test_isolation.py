@@ -595,6 +595,8 @@ def test_what_others_run_is_hidden_and_what_they_notify_is_empty(
         "create function rag.mine() returns int language sql as 'select 1'",
         "create or replace function rag._allowed_tenant(wanted text) returns int "
         "language sql as 'select 1'",
+        "create or replace function rag._allowed(wanted text) returns rag.tenants "
+        "language sql as 'select t from rag.tenants as t'",
         "create function public.mine() returns int language sql as 'select 1'",
         "alter function rag._context() security invoker",
         "alter function rag._context() reset all",

@@ -40,8 +40,8 @@ $$;
 
 comment on function rag._is_superuser() is 'Whether the role the caller acts as is a superuser.';
 
-create or replace function rag._allowed_tenant(wanted text)
-    returns int
+create or replace function rag._allowed(wanted text)
+    returns rag.tenants
     language plpgsql
     stable
     parallel restricted
@@ -57,10 +57,10 @@ begin
     -- With nothing wanted it is 'default', for roles to which just that was granted: a service
     -- that may act as everybody and forgot to say as whom gets an error instead.
     return (
-        select t.tenant_id
+        select t
         from rag.tenants as t
         where
-            t.name = coalesce(_allowed_tenant.wanted, 'default')
+            t.name = coalesce(_allowed.wanted, 'default')
             -- The superuser last: what tells takes locks on four relations of the catalog.
             and (
                 exists (
@@ -69,18 +69,60 @@ begin
                     where
                         (
                             g.tenant_id = t.tenant_id
-                            or (_allowed_tenant.wanted is not null and g.tenant_id is null)
+                            or (_allowed.wanted is not null and g.tenant_id is null)
                         )
                         and pg_has_role(v_role, g.role::oid, 'member')
                 )
-                or (_allowed_tenant.wanted is not null and rag._is_superuser())
+                or (_allowed.wanted is not null and rag._is_superuser())
             )
     );
 end
 $$;
 
+comment on function rag._allowed(text) is
+    'The tenant of that name if the caller may act as it, otherwise null.';
+
+create or replace function rag._allowed_tenant(wanted text)
+    returns int
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    return (rag._allowed(_allowed_tenant.wanted)).tenant_id;
+end
+$$;
+
 comment on function rag._allowed_tenant(text) is
     'The id of the tenant of that name if the caller may act as it, otherwise null.';
+
+create or replace function rag._caller_tenant()
+    returns rag.tenants
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
+as $$
+declare
+    v_tenant int;
+begin
+    -- A placeholder setting reads '' after the transaction that set it: nullif, or every later
+    -- query of a pooled connection would act as a tenant named ''.
+    if current_setting('rag.authenticated', true) <> '' then
+        v_tenant := rag._unsealed_tenant(current_setting('rag.authenticated'));
+        return (select t from rag.tenants as t where t.tenant_id = v_tenant);
+    end if;
+    return rag._allowed(nullif(current_setting('rag.tenant', true), ''));
+end
+$$;
+
+comment on function rag._caller_tenant() is
+    'The tenant that the settings name, if the caller may act as it, otherwise null.';
 
 create or replace function rag._caller()
     returns int
@@ -91,12 +133,7 @@ create or replace function rag._caller()
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    -- A placeholder setting reads '' after the transaction that set it: nullif, or every later
-    -- query of a pooled connection would act as a tenant named ''.
-    if current_setting('rag.authenticated', true) <> '' then
-        return rag._unsealed_tenant(current_setting('rag.authenticated'));
-    end if;
-    return rag._allowed_tenant(nullif(current_setting('rag.tenant', true), ''));
+    return (rag._caller_tenant()).tenant_id;
 end
 $$;
 
@@ -110,18 +147,11 @@ create or replace function rag._policy_tenant()
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning opens every index.
-    set plan_cache_mode = force_generic_plan
 as $$
-#variable_conflict use_column
 declare
-    v_tenant int := rag._caller();
+    v_tenant rag.tenants := rag._caller_tenant();
 begin
-    return (
-        select t.tenant_id
-        from rag.tenants as t
-        where t.tenant_id = v_tenant and not t.is_suspended
-    );
+    return case when not v_tenant.is_suspended then v_tenant.tenant_id end;
 end
 $$;
 
@@ -135,24 +165,39 @@ create or replace function rag._policy_partition()
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning opens every index.
-    set plan_cache_mode = force_generic_plan
 as $$
-#variable_conflict use_column
-declare
-    v_tenant int := rag._caller();
 begin
-    return (
-        select t.partition_id
-        from rag.tenants as t
-        where t.tenant_id = v_tenant
-    );
+    return (rag._caller_tenant()).partition_id;
 end
 $$;
 
 comment on function rag._policy_partition() is
     'What row-level security asks of partitioned tables: where the caller''s tenant is in this '
     'snapshot. A snapshot from before a move would see his old rows and the copies.';
+
+create or replace function rag._acting_tenant()
+    returns rag.tenants
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+declare
+    v_tenant rag.tenants := rag._caller_tenant();
+begin
+    if v_tenant.tenant_id is null then
+        perform rag._refuse_caller();
+    end if;
+    if v_tenant.is_suspended then
+        perform rag._refuse_suspended(v_tenant.tenant_id);
+    end if;
+    return v_tenant;
+end
+$$;
+
+comment on function rag._acting_tenant() is
+    'The caller''s tenant, all that is known of it; an error where there is none.';
 
 create or replace function rag._context(out tenant_id int, out partition_id int)
     returns record
@@ -161,23 +206,12 @@ create or replace function rag._context(out tenant_id int, out partition_id int)
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning is most of the work, and opens every index.
-    set plan_cache_mode = force_generic_plan
 as $$
-#variable_conflict use_column
 declare
-    v_tenant int := rag._caller();
-    v_is_suspended boolean;
+    v_tenant rag.tenants := rag._acting_tenant();
 begin
-    select t.tenant_id, t.partition_id, t.is_suspended into tenant_id, partition_id, v_is_suspended
-    from rag.tenants as t
-    where t.tenant_id = v_tenant;
-    if tenant_id is null then
-        perform rag._refuse_caller();
-    end if;
-    if v_is_suspended then
-        perform rag._refuse_suspended(v_tenant);
-    end if;
+    tenant_id := v_tenant.tenant_id;
+    partition_id := v_tenant.partition_id;
 end
 $$;
 

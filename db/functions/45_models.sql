@@ -54,6 +54,35 @@ $$;
 comment on function rag._own_models() is
     'Wait for all who write chunks or embeddings, and keep others out until this one commits.';
 
+create or replace function rag._serving_model(own int)
+    returns rag.models
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning is most of the work, and opens every index.
+    set plan_cache_mode = force_generic_plan
+    -- A database has a handful of models: the table is read as fast, with one lock less.
+    set enable_seqscan = on
+    set enable_indexscan = off
+    set enable_bitmapscan = off
+as $$
+begin
+    return (
+        select m
+        from rag.models as m
+        where case
+            when _serving_model.own is null then m.is_active
+            else m.model_id = _serving_model.own
+        end
+    );
+end
+$$;
+
+comment on function rag._serving_model(int) is
+    'The model that a tenant has for himself, or without one that of the database; or null.';
+
 create or replace function rag._active_model(tenant_id int)
     returns rag.models
     language plpgsql
@@ -64,16 +93,10 @@ create or replace function rag._active_model(tenant_id int)
     -- One plan for a session: planning is most of the work, and opens every index.
     set plan_cache_mode = force_generic_plan
 as $$
-declare
-    v_own int := (
-        select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id
-    );
 begin
-    -- Two statements, each by the one index that it needs.
-    if v_own is null then
-        return (select a from rag.models as a where a.is_active);
-    end if;
-    return (select m from rag.models as m where m.model_id = v_own);
+    return rag._serving_model((
+        select t.model_id from rag.tenants as t where t.tenant_id = _active_model.tenant_id
+    ));
 end
 $$;
 

@@ -11,7 +11,7 @@ create or replace function rag.prepare_query(query text)
 as $$
 #variable_conflict use_column
 declare
-    v_tenant int;
+    v_tenant rag.tenants;
     v_model int;
     v_hash uuid;
     -- As many wait at most for one tenant: a few seconds' work of an embedder on two cores.
@@ -27,41 +27,45 @@ begin
     then
         return false;
     end if;
-    select c.tenant_id into v_tenant from rag._context() as c;
-    v_model := (rag._active_model(v_tenant)).model_id;
-    perform
-    from rag.tenants as t
-    where t.tenant_id = v_tenant and t.query_cache_size > 0;
-    if not found or v_model is null then
+    v_tenant := rag._acting_tenant();
+    if v_tenant.query_cache_size = 0 then
         return false;
     end if;
-    if rag._cached_embedding(v_tenant, v_model, prepare_query.query) is not null then
+    v_model := (rag._serving_model(v_tenant.model_id)).model_id;
+    if v_model is null then
+        return false;
+    end if;
+    if rag._cached_embedding(v_tenant.tenant_id, v_model, prepare_query.query) is not null then
         return true;
     end if;
     v_hash := rag._query_hash(prepare_query.query);
     perform
     from rag.queries as q
-    where q.tenant_id = v_tenant and q.model_id = v_model and q.query_hash = v_hash;
+    where q.tenant_id = v_tenant.tenant_id and q.model_id = v_model and q.query_hash = v_hash;
     if found then
         return true;
     end if;
-    perform from rag.queries as q where q.tenant_id = v_tenant offset v_waiting - 1 limit 1;
+    perform
+    from rag.queries as q
+    where q.tenant_id = v_tenant.tenant_id
+    offset v_waiting - 1
+    limit 1;
     if found then
         -- Nobody embeds them, it seems; then the newer ones are of more use than the old.
         delete from rag.queries as q
         using (
             select o.query_id
             from rag.queries as o
-            where o.tenant_id = v_tenant and o.created_at < clock_timestamp() - v_stale
+            where o.tenant_id = v_tenant.tenant_id and o.created_at < clock_timestamp() - v_stale
             for update skip locked
         ) as old
-        where q.tenant_id = v_tenant and q.query_id = old.query_id;
+        where q.tenant_id = v_tenant.tenant_id and q.query_id = old.query_id;
         if not found then
             return false;
         end if;
     end if;
     insert into rag.queries (tenant_id, model_id, query_hash, query)
-    values (v_tenant, v_model, v_hash, btrim(prepare_query.query, E' \t\r\n'));
+    values (v_tenant.tenant_id, v_model, v_hash, btrim(prepare_query.query, E' \t\r\n'));
     return true;
 end
 $$;

@@ -151,21 +151,20 @@ declare
         and not _legs.by_facets
         and rag._has_hnsw(_legs.tenant_id, _legs.model_id);
     v_embedding halfvec := _legs.embedding;
+    v_list record;
     v_seeds bigint[];
 begin
     if v_has_lexical or _legs.kind = 'words' or v_has_seeds then
-        select
-            array_agg(l.chunk_id order by l.score desc, l.chunk_id),
-            array_agg(l.score order by l.score desc, l.chunk_id),
-            array_agg(l.standard order by l.score desc, l.chunk_id)
-        into lexical_chunks, lexical_scores, lexical_standards
-        from rag._lexical_leg(
+        v_list := rag._lexical_lists(
             _legs.tenant_id, _legs.partition_id, _legs.query, _legs.collection_id, _legs.filter,
             case when v_has_lexical then _legs.depth else rag._feedback_depth() end,
             -- With facets GIN knows who is within, and who of them has a word of the query.
             case when coalesce(_legs.facets, '{}') = '{}' then _legs.within end,
             _legs.facets, _legs.share
-        ) as l;
+        );
+        lexical_chunks := v_list.chunk_ids;
+        lexical_scores := v_list.scores;
+        lexical_standards := v_list.standards;
         if rag._is_traced() then
             perform rag._note('lexical leg', jsonb_build_object(
                 'listed', coalesce(cardinality(lexical_chunks), 0),
@@ -216,6 +215,16 @@ comment on function rag._legs(
     double precision, boolean
 ) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
 
+create or replace function rag._places(places int)
+    returns int[]
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return array(select n from generate_series(1, places) as n);
+
+comment on function rag._places(int) is 'The numbers from 1 on.';
+
 create or replace function rag._limit_per_document(
     tenant_id int, partition_id int, chunks bigint[], max_per_document int, k int, of_past boolean
 )
@@ -255,29 +264,7 @@ $$;
 comment on function rag._limit_per_document(int, int, bigint[], int, int, boolean) is
     'The places in a list of the first k chunks, not more than so many of one document.';
 
-create or replace function rag._is_dedicated(tenant_id int)
-    returns boolean
-    language plpgsql
-    stable
-    parallel restricted
-    security invoker
-    set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning is most of the work, and opens every index.
-    set plan_cache_mode = force_generic_plan
-as $$
-begin
-    return (
-        select t.hnsw_models <> '{}'
-        from rag.tenants as t
-        where t.tenant_id = _is_dedicated.tenant_id
-    );
-end
-$$;
-
-comment on function rag._is_dedicated(int) is
-    'Whether the tenant has a partition of his own, with an HNSW index.';
-
-create or replace function rag._search_model(tenant_id int, partition_id int, name text)
+create or replace function rag._search_model(tenant rag.tenants, name text)
     returns rag.models
     language plpgsql
     stable
@@ -287,7 +274,7 @@ create or replace function rag._search_model(tenant_id int, partition_id int, na
     set jit = off
 as $$
 declare
-    v_active rag.models := rag._active_model(_search_model.tenant_id);
+    v_active rag.models := rag._serving_model((_search_model.tenant).model_id);
     v_model rag.models;
     v_is_there boolean;
 begin
@@ -297,9 +284,9 @@ begin
     v_model := rag._model(_search_model.name);
     execute format(
         'select exists (select from rag_data.embeddings_m%s_p%s as e where e.tenant_id = $1)',
-        v_model.model_id, _search_model.partition_id
+        v_model.model_id, (_search_model.tenant).partition_id
     )
-    into v_is_there using _search_model.tenant_id;
+    into v_is_there using (_search_model.tenant).tenant_id;
     if not v_is_there then
         raise exception 'no passage has an embedding of model "%"', _search_model.name using
             errcode = 'RG005',
@@ -311,7 +298,7 @@ begin
 end
 $$;
 
-comment on function rag._search_model(int, int, text) is
+comment on function rag._search_model(rag.tenants, text) is
     'The model whose embeddings a search compares: the tenant''s active one, or the one named if '
     'his passages have embeddings of it.';
 
@@ -356,7 +343,8 @@ create or replace function rag._candidates(
     out lexical_scores double precision[],
     out semantic_ranks int[],
     out similarities double precision[],
-    out query_embedding text
+    out query_embedding text,
+    out tenant_id int
 )
     returns record
     language plpgsql
@@ -372,11 +360,12 @@ as $$
 -- Assigned rather than selected: an error in there then comes with a line of context for each
 -- function, not with a page of SQL.
 declare
+    -- Read once, and whatever is to be known of it with it.
+    v_context rag.tenants := rag._acting_tenant();
     v_depth int := rag._search_depth(
         _candidates.k, _candidates.mode, _candidates.lexical_weight, _candidates.fusion,
         _candidates.max_per_document
     );
-    v_context record;
     v_collection rag.collections;
     v_filter jsonpath := rag._compile_filter(_candidates.filter);
     v_model rag.models;
@@ -391,24 +380,27 @@ declare
     v_legs record;
     v_fused record;
     v_places int[];
+    v_found int;
     v_is_trimmed boolean;
     v_listed int;
 begin
-    v_context := rag._context();
-    perform rag._count_requests(v_context.tenant_id, 'searches');
+    tenant_id := v_context.tenant_id;
+    if v_context.searches_per_minute is not null then
+        perform rag._count_requests(v_context.tenant_id, 'searches');
+    end if;
     if _candidates.collection is not null then
         v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
     end if;
     v_fusion := coalesce(_candidates.fusion, v_collection.fusion, 'standard');
-    v_depth := rag._search_depth(
-        _candidates.k, _candidates.mode, _candidates.lexical_weight, v_fusion,
-        _candidates.max_per_document
-    );
+    if v_fusion is distinct from coalesce(_candidates.fusion, 'standard') then
+        v_depth := rag._search_depth(
+            _candidates.k, _candidates.mode, _candidates.lexical_weight, v_fusion,
+            _candidates.max_per_document
+        );
+    end if;
     query_embedding := 'none';
     if _candidates.mode <> 'lexical' then
-        v_model := rag._search_model(
-            v_context.tenant_id, v_context.partition_id, _candidates.model
-        );
+        v_model := rag._search_model(v_context, _candidates.model);
         v_embedded := rag._query_embedding(
             v_context.tenant_id, v_model, _candidates.query, _candidates.embedding
         );
@@ -422,10 +414,15 @@ begin
             rag._query_terms(v_context.tenant_id, v_collection.collection_id, _candidates.query)
         ).must;
     end if;
-    v_is_dedicated := rag._is_dedicated(v_context.tenant_id);
-    v_facets := rag._search_facets(
-        v_context.tenant_id, v_collection.collection_id, _candidates.filter, v_is_dedicated
-    );
+    v_is_dedicated := v_context.hnsw_models <> '{}';
+    -- He who is alone in his partition and wants no part of it has none.
+    v_facets := case
+        when v_is_dedicated and v_collection.collection_id is null and _candidates.filter is null
+            then '{}'
+        else rag._search_facets(
+            v_context.tenant_id, v_collection.collection_id, _candidates.filter, v_is_dedicated
+        )
+    end;
     if v_is_dedicated then
         v_within := rag._within(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id, v_filter,
@@ -488,33 +485,40 @@ begin
             v_legs.semantic_chunks, v_legs.similarities, v_legs.semantic_standards,
             v_fusion, v_weight
         );
-        if _candidates.max_per_document is null then
-            v_places := array(
-                select n
-                from generate_series(
-                    1, least(_candidates.k, coalesce(cardinality(v_fused.chunk_ids), 0))
-                ) as n
-            );
-        else
+        v_found := coalesce(cardinality(v_fused.chunk_ids), 0);
+        if _candidates.max_per_document is not null then
             v_places := rag._limit_per_document(
                 v_context.tenant_id, v_context.partition_id, v_fused.chunk_ids,
                 _candidates.max_per_document, _candidates.k, _candidates.as_of is not null
             );
+            v_found := cardinality(v_places);
         end if;
         if rag._is_traced() then
             perform rag._note('fusion', to_jsonb(v_legs) || jsonb_build_object(
                 'fusion', v_fusion, 'lexical_weight', v_weight, 'depth', v_depth,
                 'chunk_ids', v_fused.chunk_ids, 'scores', v_fused.scores,
-                'supports', v_fused.supports, 'places', v_places
+                'supports', v_fused.supports,
+                'places', coalesce(v_places, rag._places(least(_candidates.k, v_found)))
             ));
         end if;
         -- Documents with many passages may fill a list between them, and so may what is not valid:
         -- look deeper until there are enough others, or nothing is left.
-        exit when cardinality(v_places) >= _candidates.k
+        exit when v_found >= _candidates.k
             or (_candidates.max_per_document is null and not v_is_trimmed)
             or v_listed < v_depth;
         v_depth := 4 * v_depth;
     end loop;
+    if v_places is null and _candidates.min_score is null then
+        -- As in most searches: the first of the list.
+        chunk_ids := v_fused.chunk_ids[:_candidates.k];
+        scores := v_fused.scores[:_candidates.k];
+        lexical_ranks := v_fused.lexical_ranks[:_candidates.k];
+        lexical_scores := v_fused.lexical_matches[:_candidates.k];
+        semantic_ranks := v_fused.semantic_ranks[:_candidates.k];
+        similarities := v_fused.semantic_matches[:_candidates.k];
+        return;
+    end if;
+    v_places := coalesce(v_places, rag._places(least(_candidates.k, v_found)));
     select
         array_agg(v_fused.chunk_ids[p.place] order by p.place),
         array_agg(v_fused.scores[p.place] order by p.place),
@@ -555,15 +559,25 @@ declare
     v_context record := rag._context();
     v_chunks constant text := format('rag_data.chunks_p%s', v_context.partition_id);
 begin
-    -- The partition by its name: through rag.chunks twice as many locks are taken.
+    -- The partition by its name: through rag.chunks twice as many locks are taken. To plan this is
+    -- most of the work, and most searches want no neighbours: half the time.
+    if _texts.neighbours = 0 then
+        return query execute format(
+            'select c.chunk_id, c.document_id, c.content, c.metadata, c.heading_path, c.ordinal, '
+            'c.start_offset, c.end_offset from %s as c '
+            'where c.tenant_id = $1 and c.chunk_id = any($2)',
+            v_chunks
+        )
+        using v_context.tenant_id, _texts.chunks;
+        return;
+    end if;
     return query execute format(
         'select c.chunk_id, c.document_id, c.content, c.metadata, c.heading_path, c.ordinal, '
         'w.start_offset, w.end_offset from %1$s as c '
         'cross join lateral ('
-        'select c.start_offset, c.end_offset where $3 = 0 union all '
-        'select min(x.start_offset), max(x.end_offset) from %1$s as x '
-        'where $3 > 0 and x.tenant_id = $1 and x.document_id = c.document_id '
-        'and x.ordinal between c.ordinal - $3 and c.ordinal + $3 having $3 > 0) as w '
+        'select min(x.start_offset) as start_offset, max(x.end_offset) as end_offset '
+        'from %1$s as x where x.tenant_id = $1 and x.document_id = c.document_id '
+        'and x.ordinal between c.ordinal - $3 and c.ordinal + $3) as w '
         'where c.tenant_id = $1 and c.chunk_id = any($2)',
         v_chunks
     )
@@ -624,7 +638,6 @@ create or replace function rag._passages(
 as $$
 #variable_conflict use_column
 declare
-    v_context record;
     v_found record;
 begin
     if _passages.neighbours is null or _passages.neighbours not between 0 and 100 then
@@ -633,7 +646,6 @@ begin
             detail = format('neighbours is %s.', coalesce(_passages.neighbours::text, 'null')),
             hint = 'It is how many chunks before and after each one come with it, 0 to 100.';
     end if;
-    v_context := rag._context();
     v_found := rag._candidates(
         _passages.query, _passages.k, _passages.collection, _passages.filter,
         _passages.embedding, _passages.mode, _passages.lexical_weight, _passages.min_score,
@@ -684,8 +696,8 @@ begin
         select x.uri, x.title, x.content, n.name as collection
         from rag.documents as x
         join rag.collections as n
-            on n.tenant_id = v_context.tenant_id and n.collection_id = x.collection_id
-        where x.tenant_id = v_context.tenant_id and x.document_id = c.document_id
+            on n.tenant_id = v_found.tenant_id and n.collection_id = x.collection_id
+        where x.tenant_id = v_found.tenant_id and x.document_id = c.document_id
         offset 0
     ) as d
     order by h.rank;

@@ -223,6 +223,8 @@ SHADOWS = [
     "as $$ select 'tenant-1' $$",
     "create function pg_temp._caller() returns int language sql as 'select 2'",
     "create function pg_temp._allowed_tenant(text) returns int language sql as 'select 2'",
+    "create function pg_temp._allowed(text) returns rag.tenants language sql "
+    "as 'select t from rag.tenants as t where t.tenant_id = 2'",
     "create function pg_temp.pg_has_role(oid, oid, text) returns boolean language sql "
     "as 'select true'",
     "create function pg_temp.sha256(bytea) returns bytea language sql as $$ select ''::bytea $$",

@@ -80,8 +80,8 @@ BREAKS = {
         "using (tenant_id = (select rag._policy_tenant()))",
     ),
     "the context takes the setting at its word": (
-        "create or replace function rag._allowed_tenant(wanted text) returns int language sql "
-        "stable as $$ select t.tenant_id from rag.tenants as t where t.name = wanted $$",
+        "create or replace function rag._allowed(wanted text) returns rag.tenants language sql "
+        "stable as $$ select t from rag.tenants as t where t.name = wanted $$",
         None,
     ),
     "the seal is not looked at": (
