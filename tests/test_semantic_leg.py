@@ -181,7 +181,7 @@ where t.name = %(tenant)s
 """
 
 
-@pytest.mark.parametrize("size", [50, 3000, LARGE])
+@pytest.mark.parametrize("size", [50, LARGE])
 @pytest.mark.parametrize("unknown", [0, 3, 1])
 def test_no_plan_lists_less_than_there_is(tenants: Connection, size: int, unknown: int) -> None:
     """Whether all embeddings have facets, two of three, or none; also where facets know half."""
