@@ -340,6 +340,7 @@ begin
                         with ordinality as g (idf, list_idf, n)
                     order by g.n
                 ),
+                v_threshold,
                 (select sum(g.bound) from unnest(_top_chunks.bounds[v_first:]) as g (bound)),
                 _top_chunks.must, v_query, _top_chunks.collection_id, _top_chunks.filter,
                 _top_chunks.facets, _top_chunks.share, _top_chunks.depth, chunk_ids, scores
