@@ -90,25 +90,25 @@ create or replace function rag._posting_totals(
     stable
     parallel restricted
     security invoker
--- Without settings of its own it becomes a part of the statement that calls it: vectors of 64 kB
--- are not handed on.
+-- Without settings of its own it becomes a part of the statement that calls it, and vectors of
+-- 64 kB are not handed on. Parameters by number, because the linter takes their names for columns.
 begin atomic
     select
         p.block,
         sum(
             case
-                when factors[g.n] is null then p.weights::public.vector
+                when $4[g.n] is null then p.weights::public.vector
                 else p.weights::public.vector * subvector(
-                    factors[g.n], 1, vector_dims(p.weights::public.vector)
+                    $4[g.n], 1, vector_dims(p.weights::public.vector)
                 )
             end
         )
-    from unnest(dimensions) with ordinality as g (dimension, n)
+    from unnest($3) with ordinality as g (dimension, n)
     join rag.postings as p
-        on p.tenant_id = _posting_totals.tenant_id
-        and p.generation = _posting_totals.generation
+        on p.tenant_id = $1
+        and p.generation = $2
         and p.dimension = g.dimension
-        and p.block between first_block and last_block
+        and p.block between $5 and $6
     group by p.block;
 end;
 
@@ -292,7 +292,7 @@ create or replace function rag._posted_threshold(
     blocks int,
     floor double precision,
     ceiling double precision,
-    wanted int
+    wanted double precision
 )
     returns double precision
     language plpgsql
@@ -304,7 +304,11 @@ as $$
 declare
     v_low double precision := _posted_threshold.floor;
     v_high double precision := _posted_threshold.ceiling;
-    v_try double precision := _posted_threshold.floor;
+    -- About half of what a chunk could have at most is where the list of a question ends.
+    v_try double precision := case
+        when _posted_threshold.floor > 0 then _posted_threshold.floor
+        else 0.47 * _posted_threshold.ceiling
+    end;
     v_first constant int := greatest(0, _posted_threshold.blocks / 2 - 2);
     v_sums vector[];
     v_share double precision;
@@ -334,7 +338,7 @@ end
 $$;
 
 comment on function rag._posted_threshold(
-    int, int, int[], vector[], int, double precision, double precision, int
+    int, int, int[], vector[], int, double precision, double precision, double precision
 ) is
     'A threshold, not below the floor, that a few times as many chunks as wanted are above, by a '
     'sample of the blocks.';
@@ -354,7 +358,7 @@ create or replace function rag._posted_chunks(
     collection_id int,
     filter jsonpath,
     facets text[],
-    share double precision,
+    wanted double precision,
     depth int,
     inout chunk_ids bigint[],
     inout scores double precision[]
@@ -422,7 +426,7 @@ begin
             when v_threshold is null then rag._posted_threshold(
                 _posted_chunks.tenant_id, _posted_chunks.generation, _posted_chunks.dimensions,
                 v_factors, _posted_chunks.blocks, v_floor, _posted_chunks.ceiling,
-                ceil(_posted_chunks.depth / greatest(_posted_chunks.share, 0.001))::int
+                _posted_chunks.wanted
             )
             -- Enough were above it, but their last is not.
             when cardinality(scores) >= _posted_chunks.depth then v_floor
@@ -446,5 +450,5 @@ comment on function rag._posted_chunks(
 ) is
     'Complete a list of best chunks, exactly, by those that hold one of these lexemes, which have '
     'posting lists, and by all that have changed since; floor is what is known not to be too much '
-    'for as many as are listed, ceiling what no score is above, share about how many chunks meet '
-    'the conditions.';
+    'for as many as are listed, ceiling what no score is above, wanted how many have to be '
+    'looked at for enough to meet the conditions.';
