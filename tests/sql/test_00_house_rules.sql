@@ -225,7 +225,7 @@ select is_empty(
         from functions as f
         where
             f.volatility <> 'v'
-            -- They change no row, only a setting of the session, of the transaction, or of their own.
+            -- They change no row, only a setting of the session, the transaction, or their own.
             and f.name not in ('_note', '_nearest', '_keep_memory')
             and f.code
             ~* '\m(insert into|update rag\.|delete from|set_config|pg_notify|for update)\M'
