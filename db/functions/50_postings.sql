@@ -97,9 +97,9 @@ begin atomic
         p.block,
         sum(
             case
-                when $4[g.n] is null then p.weights::public.vector
-                else p.weights::public.vector * subvector(
-                    $4[g.n], 1, vector_dims(p.weights::public.vector)
+                when $4[g.n] is null then p.weights::vector
+                else p.weights::vector * subvector(
+                    $4[g.n], 1, vector_dims(p.weights::vector)
                 )
             end
         )

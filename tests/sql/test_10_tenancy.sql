@@ -343,6 +343,13 @@ begin
     perform rag.note_run(
         rag.begin_run('sync', '/folder'), '[{"uri": "four", "action": "inserted"}]', 'default'
     );
+    perform rag._begin_postings(c.tenant_id) from rag._context() as c;
+    perform rag._build_postings(c.tenant_id, c.partition_id) from rag._context() as c;
+    perform rag._finish_postings(c.tenant_id) from rag._context() as c;
+    -- Only lexemes of a hundred chunks have lists.
+    insert into rag.postings (tenant_id, generation, dimension, block, idf, weights)
+    select c.tenant_id, 1, 1, 0, 1, '{1:1}/1' from rag._context() as c;
+    perform rag.put('tunnels again', 'five');
     perform rag._begin_move('globex');
 end
 $$;
