@@ -264,6 +264,15 @@ declare
         from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
         order by g.n
     );
+    -- What GIN has to go through: of those without the facets it sees little more than the number.
+    v_postings double precision[] := array(
+        select g.count * case
+            when coalesce(_top_chunks.facets, '{}') = '{}' then 1
+            else 0.05 + 0.95 * _top_chunks.share
+        end
+        from unnest(_top_chunks.counts) with ordinality as g (count, n)
+        order by g.n
+    );
     v_terms int := cardinality(_top_chunks.lexemes);
     -- So many that enough of them meet the conditions; a sample may have found none that does.
     v_wanted double precision := _top_chunks.depth / greatest(_top_chunks.share, 0.0001);
@@ -295,9 +304,7 @@ begin
     end if;
 
     -- However few blocks they have.
-    if rag._is_for_posting_lists(
-        _top_chunks.counts, _top_chunks.bounds, 0, 1, 0, v_wanted
-    ) then
+    if rag._is_for_posting_lists(v_postings, _top_chunks.bounds, 0, 1, 0, v_wanted) then
         v_dimensions := array(
             select rag._lexeme_dimension(g.lexeme)
             from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
@@ -313,7 +320,7 @@ begin
         v_is_planned := coalesce(v_listed > 0, false)
             and array_position(v_list_idfs[v_terms - v_listed + 1:], null) is null
             and rag._is_for_posting_lists(
-                _top_chunks.counts[v_terms - v_listed + 1:],
+                v_postings[v_terms - v_listed + 1:],
                 _top_chunks.bounds[v_terms - v_listed + 1:],
                 (
                     select 0.47 * sum(g.bound) from unnest(_top_chunks.bounds) as g (bound)
@@ -346,7 +353,7 @@ begin
         elsif v_has_lists and (v_round > 0 or v_threshold >= 0) then
             v_is_for_lists := array_position(v_list_idfs[v_first:], null) is null
                 and rag._is_for_posting_lists(
-                    _top_chunks.counts[v_first:], _top_chunks.bounds[v_first:],
+                    v_postings[v_first:], _top_chunks.bounds[v_first:],
                     greatest(v_threshold, scores[_top_chunks.depth]), v_lists.blocks,
                     v_lists.changes, v_wanted
                 );

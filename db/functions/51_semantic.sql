@@ -237,8 +237,14 @@ begin
         -- What facets let pass is asked against the filter where it is listed.
         execute format(
             'select array_agg(l.chunk_id) from rag_data.%I as l where l.tenant_id = $1 '
-            'and ($2 is null or l.collection_id = $2) and ($3 is null or l.lexemes @@ $3) %s',
+            'and ($2 is null or l.collection_id = $2)%s %s',
             v_lexemes,
+            case
+                when _within.must is null then ''
+                -- Nothing but exclusions: GIN would go through all of the index for them.
+                when querytree(_within.must) in ('', 'T') then ' and (l.lexemes @@ $3) is true'
+                else ' and l.lexemes @@ $3'
+            end,
             (
                 select string_agg(format('and l.facets && %L', f.any_of), ' ')
                 from unnest(_within.facets) as f (any_of)
