@@ -66,22 +66,27 @@ def measure(
     return statistics.median(times[1:]), found
 
 
+def table(connection: psycopg.Connection[Any], title: str) -> Table:
+    """Each question in a row."""
+    shown = Table(title=title)
+    for column in ("question", "characters", "lexical, k = 50: ms", "found", "hybrid: ms", "found"):
+        shown.add_column(column, justify="left" if column == "question" else "right")
+    for name, query in questions(connection).items():
+        row = [name, f"{len(query):,}"]
+        for mode, k in (("lexical", 50), ("hybrid", 10)):
+            milliseconds, found = measure(connection, query, mode, k)
+            row += [f"{milliseconds:,.1f}", str(found)]
+        shown.add_row(*row)
+    return shown
+
+
 def main() -> None:
     """Ask and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=1_000_000)
     size = parser.parse_args().size
-    table = Table(title=f"{size:,} chunks")
-    for column in ("question", "characters", "lexical, k = 50: ms", "found", "hybrid: ms", "found"):
-        table.add_column(column, justify="left" if column == "question" else "right")
     with search_latency.connect(bench_data.load(size)) as connection:
-        for name, query in questions(connection).items():
-            row = [name, f"{len(query):,}"]
-            for mode, k in (("lexical", 50), ("hybrid", 10)):
-                milliseconds, found = measure(connection, query, mode, k)
-                row += [f"{milliseconds:,.1f}", str(found)]
-            table.add_row(*row)
-    Console(width=110).print(table)
+        Console(width=110).print(table(connection, f"{size:,} chunks"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from xml.etree import ElementTree
 import psycopg
 import pytest
 
-from loadtests import bench_data, growth, load, search_latency, storage
+from loadtests import (
+    bench_data,
+    growth,
+    hard_questions,
+    load,
+    posting_lists,
+    search_latency,
+    storage,
+)
 from loadtests.chart import Curves, curves
 from loadtests.corpus import DATA, shared
 from loadtests.load import Kind, Memory
@@ -61,6 +69,23 @@ def test_the_table_of_bench_search_and_its_quality(bench: Bench) -> None:
     assert embedding == "words"
     table = search_latency.table(times, quality, "2,000 chunks")
     assert table.row_count == len(kinds)
+
+
+@needs_texts
+def test_hard_questions_end_and_all_ways_find_the_same(bench: Bench) -> None:
+    texts = [question.text for question in shared(SENTENCES).questions(6)]
+    with search_latency.connect(bench.url) as connection:
+        asked = hard_questions.questions(connection)
+        assert hard_questions.table(connection, "2,000 chunks").row_count == len(asked)
+        found = {
+            name: hard_questions.measure(connection, query, "lexical", 50)[1]
+            for name, query in asked.items()
+        }
+        times = posting_lists.run(connection, texts)
+    # As many as wanted of the commonest word, none of what has no words.
+    assert (found["the commonest word"], found["punctuation"]) == (50, 0)
+    assert {len(taken) for taken in times.values()} == {len(texts)}
+    assert set(posting_lists.WAYS) < set(times)
 
 
 @needs_texts
