@@ -181,23 +181,19 @@ def test_conditions_hold(connection: Connection[Any], query: str, conditions: st
     assert connection.execute(statement, [query]).fetchall() == expected
 
 
-def test_maintenance_puts_changes_into_lists(big: str, connection: Connection[Any]) -> None:
+def test_maintenance_puts_changes_into_lists(connection: Connection[Any]) -> None:
     source = random.Random(7)
     documents = [{"uri": str(n), "content": text(source)} for n in range(1200)]
     connection.execute("select from rag.put_many(%s, strategy => 'none')", [Jsonb(documents)])
     before = scalar(connection, "select count(*) from rag.posting_changes")
     assert before >= 1200
-    with psycopg.connect(big, autocommit=True) as writer:
-        writer.execute("select rag.set_tenant('big')")
-        assert scalar(connection, NEXT) == ""
-        # Between the steps: one that is in the new block already, and one that is nowhere yet.
-        writer.execute("select rag.put('word7 word9 word11', '3')")
-        assert scalar(connection, NEXT) == ""
-        writer.execute("select rag.put('word8 word9 word11', '4')")
-        writer.execute("select rag.put('word1 word2 word3', 'new')")
-        check(connection)
-        while not (result := scalar(connection, NEXT)):
-            writer.execute("select rag.put('word9 word10 word11', '5')")
+    assert [scalar(connection, NEXT) for _ in range(2)] == ["", "waiting"]
+    # Behind the last change that the build knows of, though it reads what they bring.
+    connection.execute("select rag.put('word7 word9 word11', '3')")
+    connection.execute("select rag.put('word8 word9 word11', '4')")
+    connection.execute("select rag.put('word1 word2 word3', 'new')")
+    check(connection)
+    result = scalar(connection, NEXT)
     assert "in 3 blocks" in result
     assert scalar(connection, "select count(*) from rag.posting_changes") == 3
     check(connection)
@@ -207,15 +203,32 @@ def test_a_writer_at_work_is_waited_for(big: str, connection: Connection[Any]) -
     with psycopg.connect(big) as writer:
         writer.execute("select rag.set_tenant('big')")
         writer.execute("select rag.put('word4 word5 word6', '6')")
-        connection.execute("set lock_timeout = '200ms'")
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            connection.execute(NEXT)
+        assert [scalar(connection, NEXT) for _ in range(4)] == ["", *["waiting"] * 3]
+        # Maintenance does not wait for ever, and others may write meanwhile.
+        connection.execute("select rag.put('word5 word6 word7', '7')")
+        connection.execute("call rag.maintain()")
+        left = "select r.result from rag.maintenance_report() as r where r.action = 'post'"
+        assert scalar(connection, left).startswith("left for the next time")
         writer.commit()
-    connection.execute("reset lock_timeout")
-    assert scalar(connection, NEXT) == ""
-    while not scalar(connection, NEXT):
-        pass
+    assert "blocks" in scalar(connection, NEXT)
     check(connection)
+
+
+def test_what_writers_in_repeatable_read_note_is_not_kept_for_ever(
+    big: str, connection: Connection[Any]
+) -> None:
+    connection.execute("select rag.create_tenant('small')")
+    with psycopg.connect(big) as writer:
+        writer.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        writer.execute("select rag.set_tenant('small')")
+        writer.execute("select rag.put('word1', 'a')")
+    noted = (
+        "select count(*) from rag.posting_changes as c join rag.tenants as t using (tenant_id) "
+        "where t.name = 'small'"
+    )
+    assert scalar(connection, noted) == 1
+    connection.execute("call rag.maintain()")
+    assert scalar(connection, noted) == 0
 
 
 def test_lists_are_made_anew_when_much_has_changed(connection: Connection[Any]) -> None:

@@ -240,6 +240,50 @@ $$;
 comment on function rag._index_vectors(int, int, bigint[]) is
     'After a change of facets: those of chunks'' embeddings, of every model, anew.';
 
+create or replace function rag._fill_facets(tenant_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_partition int;
+begin
+    select t.partition_id into v_partition
+    from rag.tenants as t
+    where t.tenant_id = _fill_facets.tenant_id
+    for key share;
+    perform rag._index_vectors(
+        _fill_facets.tenant_id, v_partition,
+        array(
+            select l.chunk_id
+            from rag.lexemes as l
+            where
+                l.partition_id = v_partition
+                and l.tenant_id = _fill_facets.tenant_id
+                and l.chunk_id in (
+                    select e.chunk_id
+                    from rag.embeddings as e
+                    where
+                        e.partition_id = v_partition
+                        and e.tenant_id = _fill_facets.tenant_id
+                        and e.facets = '{0}'
+                )
+            -- Whoever changes them right now fills them in, too.
+            for share of l skip locked
+        )
+    );
+end
+$$;
+
+comment on function rag._fill_facets(int) is
+    'Give those of a tenant''s embeddings their facets that were stored without.';
+
 create or replace function rag._index_metadata(
     tenant_id int, partition_id int, documents bigint[]
 )
@@ -253,8 +297,6 @@ create or replace function rag._index_metadata(
     set jit = off
 as $$
 #variable_conflict use_column
-declare
-    v_chunks bigint[];
 begin
     update rag.lexemes as l
     set facets = f.facets
@@ -271,23 +313,17 @@ begin
         and c.partition_id = _index_metadata.partition_id
         and c.tenant_id = _index_metadata.tenant_id
         and c.document_id = any(_index_metadata.documents);
-    v_chunks := array(
-        select c.chunk_id
-        from rag.chunks as c
-        where
-            c.partition_id = _index_metadata.partition_id
-            and c.tenant_id = _index_metadata.tenant_id
-            and c.document_id = any(_index_metadata.documents)
-    );
-    -- Who embeds one of them right now may have read its facets of before: wait until he is done.
-    -- Who comes later waits here, and reads those of today (rag.complete_jobs).
-    perform
-    from rag.jobs as j
-    where j.tenant_id = _index_metadata.tenant_id and j.chunk_id = any(v_chunks)
-    order by j.job_id
-    for update;
+    -- A statement of its own: whoever has stored an embedding meanwhile was waited for.
     perform rag._index_vectors(
-        _index_metadata.tenant_id, _index_metadata.partition_id, v_chunks
+        _index_metadata.tenant_id, _index_metadata.partition_id,
+        array(
+            select c.chunk_id
+            from rag.chunks as c
+            where
+                c.partition_id = _index_metadata.partition_id
+                and c.tenant_id = _index_metadata.tenant_id
+                and c.document_id = any(_index_metadata.documents)
+        )
     );
 end
 $$;

@@ -84,7 +84,8 @@ begin
     left join rag.posting_sets as s on s.tenant_id = t.tenant_id and s.is_building
     where
         case p.kind
-            when 'shared' then t.has_posting_changes
+            -- Who has notes of writers in repeatable read, who cannot tell, is rid of them, too.
+            when 'shared' then t.has_posting_changes or c.changes > 0
             else t.posting_generation is null and n.chunks >= 10000
                 or s.is_building
                 -- A search looks at a thousand of them in 2 ms.
@@ -109,19 +110,15 @@ as $$
 declare
     v_set rag.posting_sets;
     v_generation int;
-    v_last bigint;
-    v_chunks double precision;
+    v_chunks double precision := (rag._lexical_totals(_begin_postings.tenant_id)).chunks;
 begin
-    -- Nobody is writing at this moment: whatever was written before can be seen, and whatever will
-    -- be is noted as a change behind the last one.
-    perform from rag.tenants as t where t.tenant_id = _begin_postings.tenant_id for update;
+    -- From its commit on, all who write note it.
+    update rag.tenants as t
+    set has_posting_changes = true
+    where t.tenant_id = _begin_postings.tenant_id and not t.has_posting_changes;
     select t.posting_generation into v_generation
     from rag.tenants as t
     where t.tenant_id = _begin_postings.tenant_id;
-    select coalesce(max(c.change_id), 0) into v_last
-    from rag.posting_changes as c
-    where c.tenant_id = _begin_postings.tenant_id;
-    v_chunks := (rag._lexical_totals(_begin_postings.tenant_id)).chunks;
     select s.* into v_set
     from rag.posting_sets as s
     where s.tenant_id = _begin_postings.tenant_id and s.generation = v_generation;
@@ -136,17 +133,14 @@ begin
         )
     then
         update rag.posting_sets as s
-        set is_building = true, last_change = v_last, last_chunk = 0
+        set is_building = true, waits_for = null, last_chunk = 0
         where s.tenant_id = _begin_postings.tenant_id and s.generation = v_generation;
         return;
     end if;
     perform rag._drop_postings(_begin_postings.tenant_id, coalesce(v_generation, 0));
-    update rag.tenants as t
-    set has_posting_changes = true
-    where t.tenant_id = _begin_postings.tenant_id and not t.has_posting_changes;
-    insert into rag.posting_sets (tenant_id, generation, last_change, dimensions, idfs)
+    insert into rag.posting_sets (tenant_id, generation, dimensions, idfs)
     select
-        _begin_postings.tenant_id, coalesce(v_generation, 0) + 1, v_last,
+        _begin_postings.tenant_id, coalesce(v_generation, 0) + 1,
         coalesce(array_agg(d.dimension), '{}'), coalesce(array_agg(d.idf), '{}')
     from (
         select
@@ -166,6 +160,44 @@ $$;
 
 comment on function rag._begin_postings(int) is
     'Begin to make a tenant''s posting lists, or to complete those that are there.';
+
+create or replace function rag._can_read_postings(tenant_id int)
+    returns boolean
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_waits_for xid8;
+    v_last bigint;
+begin
+    select s.waits_for into v_waits_for
+    from rag.posting_sets as s
+    where s.tenant_id = _can_read_postings.tenant_id and s.is_building;
+    if v_waits_for is null then
+        -- Whoever noted a change up to the last one, or saw no need to note one, has a number that
+        -- is not above this one, which is taken later.
+        select coalesce(max(c.change_id), 0) into v_last
+        from rag.posting_changes as c
+        where c.tenant_id = _can_read_postings.tenant_id;
+        v_waits_for := pg_current_xact_id();
+        update rag.posting_sets as s
+        set waits_for = v_waits_for, last_change = v_last
+        where s.tenant_id = _can_read_postings.tenant_id and s.is_building;
+        return false;
+    end if;
+    -- What they wrote is seen now, and what is written since is behind the last change. No lock:
+    -- where several write all the time there is no moment at which nobody does.
+    return pg_snapshot_xmin(pg_current_snapshot()) > v_waits_for;
+end
+$$;
+
+comment on function rag._can_read_postings(int) is
+    'Whether all that was written before the build began can be seen; the first call, in a '
+    'transaction after that of rag._begin_postings, only notes what there is to wait for.';
 
 create or replace function rag._build_postings(tenant_id int, partition_id int)
     returns boolean
@@ -249,12 +281,13 @@ begin
         places = s.places + cardinality(v_members),
         last_chunk = v_members[cardinality(v_members)]
     where s.tenant_id = _build_postings.tenant_id and s.generation = v_set.generation;
-    return true;
+    -- What comes behind a block that is not full has come since the build began: it is a change.
+    return cardinality(v_members) = rag._posting_block_size();
 end
 $$;
 
 comment on function rag._build_postings(int, int) is
-    'Make the next block of a tenant''s posting lists; false when none is left.';
+    'Make the next block of a tenant''s posting lists; false if it was the last one.';
 
 create or replace function rag._finish_postings(tenant_id int)
     returns text
@@ -280,7 +313,6 @@ begin
         t.tenant_id = _finish_postings.tenant_id
         and t.posting_generation is distinct from v_set.generation;
     perform rag._drop_postings(_finish_postings.tenant_id, v_set.generation);
-    analyze rag.postings;
     return format('%s chunks in %s blocks', v_set.places, v_set.blocks);
 end
 $$;
@@ -298,28 +330,32 @@ create or replace function rag._postings_step(tenant_id int)
 as $$
 #variable_conflict use_column
 declare
-    v_place record;
+    v_partition int;
 begin
-    select t.partition_id, p.kind, s.is_building into v_place
-    from rag.tenants as t
-    join rag.partitions as p on p.partition_id = t.partition_id
-    left join rag.posting_sets as s on s.tenant_id = t.tenant_id and s.is_building
-    where t.tenant_id = _postings_step.tenant_id
     -- Nobody drops or moves him meanwhile. Writers do not mind.
-    for key share of t;
+    perform from rag.tenants as t where t.tenant_id = _postings_step.tenant_id for key share;
     if not found then
         return 'the tenant was dropped meanwhile';
     end if;
-    if v_place.kind = 'shared' then
-        perform from rag.tenants as t where t.tenant_id = _postings_step.tenant_id for update;
+    select p.partition_id into v_partition
+    from rag.tenants as t
+    join rag.partitions as p on p.partition_id = t.partition_id and p.kind = 'dedicated'
+    where t.tenant_id = _postings_step.tenant_id;
+    if v_partition is null then
         perform rag._drop_postings(_postings_step.tenant_id);
         return 'dropped';
     end if;
-    if v_place.is_building is null then
+    perform
+    from rag.posting_sets as s
+    where s.tenant_id = _postings_step.tenant_id and s.is_building;
+    if not found then
         perform rag._begin_postings(_postings_step.tenant_id);
         return '';
     end if;
-    if rag._build_postings(_postings_step.tenant_id, v_place.partition_id) then
+    if not rag._can_read_postings(_postings_step.tenant_id) then
+        return 'waiting';
+    end if;
+    if rag._build_postings(_postings_step.tenant_id, v_partition) then
         return '';
     end if;
     return rag._finish_postings(_postings_step.tenant_id);
@@ -327,7 +363,8 @@ end
 $$;
 
 comment on function rag._postings_step(int) is
-    'Go on with a tenant''s posting lists: empty if there is more to do, or the result.';
+    'Go on with a tenant''s posting lists: empty if there is more to do, waiting (for transactions '
+    'that were there before), or the result.';
 
 create or replace function rag._note_posting_changes(tenant_id int, chunks bigint[])
     returns void

@@ -87,8 +87,8 @@ $$;
 comment on function rag._hnsw_indexes() is
     'Every HNSW index: how many rows it is for, its size, and the share that a new one would save.';
 
-create or replace function rag._lacks_facets(partition_id int, model_id int)
-    returns boolean
+create or replace function rag._unknown_facets(partition_id int, model_id int)
+    returns bigint
     language plpgsql
     stable
     parallel restricted
@@ -98,25 +98,25 @@ create or replace function rag._lacks_facets(partition_id int, model_id int)
     set enable_seqscan = off
 as $$
 declare
-    v_lacks boolean;
+    v_unknown bigint;
 begin
     execute format(
-        'select exists (select from rag_data.embeddings_m%1$s_p%2$s as e '
+        'select count(*) from (select from rag_data.embeddings_m%1$s_p%2$s as e '
         'join rag_data.lexemes_p%2$s as l on l.tenant_id = e.tenant_id '
         'and l.chunk_id = e.chunk_id and l.facets <> ''{}'' '
         'where e.tenant_id in ('
         'select t.tenant_id from rag.tenants as t where t.partition_id = $1) '
-        'and e.facets = ''{0}'' limit 1)',
-        _lacks_facets.model_id, _lacks_facets.partition_id
+        'and e.facets = ''{0}'' limit 1001) as u',
+        _unknown_facets.model_id, _unknown_facets.partition_id
     )
-    into v_lacks using _lacks_facets.partition_id;
-    return v_lacks;
+    into v_unknown using _unknown_facets.partition_id;
+    return v_unknown;
 end
 $$;
 
-comment on function rag._lacks_facets(int, int) is
-    'Whether a partition of a tenant''s own has embeddings from before facets, which would get '
-    'them if it were made anew.';
+comment on function rag._unknown_facets(int, int) is
+    'How many embeddings in a partition of a tenant''s own have no facets though their passages '
+    'do; 1,001 stands for more.';
 
 create or replace function rag.partition_report()
     returns table (
@@ -350,7 +350,7 @@ begin
             bool_or(f.lacks_facets) as lacks_facets
         from rag._hnsw_indexes() as i
         cross join lateral (
-            select rag._lacks_facets(i.partition_id, i.model_id) as lacks_facets
+            select rag._unknown_facets(i.partition_id, i.model_id) > 1000 as lacks_facets
         ) as f
         where i.bloat >= _maintenance_plan.bloat or not i.is_valid or f.lacks_facets
         group by i.partition_id
@@ -361,6 +361,16 @@ begin
         and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
     order by x.bytes desc;
 
+    -- Few are filled in where they are, at a millisecond each.
+    return query
+    select
+        'facets', c.tenant_id, 'rag.embeddings', format('%s have none yet', sum(u.unknown))
+    from rag._hnsw_indexes() as i
+    cross join lateral rag._unknown_facets(i.partition_id, i.model_id) as u (unknown)
+    join rag._tenant_chunks() as c on c.partition_id = i.partition_id
+    where u.unknown between 1 and 1000
+    group by c.tenant_id
+    order by c.tenant_id;
     return query
     select 'post', d.tenant_id, 'rag.postings', d.reason from rag._postings_due() as d;
 
@@ -804,6 +814,9 @@ begin
             return format('%s rows deleted', rag._expire(v_step.object));
         when 'purge' then
             return case when rag.purge_all(500) < 500 then 'done' else '' end;
+        when 'facets' then
+            perform rag._fill_facets(v_step.subject);
+            return 'done';
         when 'post' then
             return rag._postings_step(v_step.subject);
         when 'drop partitions' then
@@ -880,12 +893,12 @@ begin
     end if;
     if v_step.action in ('resume', 'demote', 'promote', 'rebuild') then
         v_result := rag._move_step(v_step);
-        -- Whoever never lets go: the copies are kept, and taken up by the next run.
-        if v_result = 'waiting' and v_step.position > 20 then
-            v_result := 'left for the next time: the tables were in use all the time';
-        end if;
     else
         v_result := rag._maintain_step(v_step);
+    end if;
+    -- Whoever never lets go: what is made already is kept, and taken up by the next run.
+    if v_result = 'waiting' and v_step.position > 20 then
+        v_result := 'left for the next time: the tables were in use all the time';
     end if;
     update rag.maintenance_steps as s
     set

@@ -124,6 +124,9 @@ begin
                         l.partition_id = v_place.partition_id
                         and l.tenant_id = c.tenant_id
                         and l.chunk_id = c.chunk_id
+                    -- Who changes them later waits, and then finds this embedding. Who is at it now
+                    -- does not: unknown is right, only slower, until maintenance fills it in.
+                    for share of l skip locked
                 ),
                 '{0}'
             )

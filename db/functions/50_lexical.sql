@@ -213,7 +213,8 @@ begin
     -- In µs, measured at 1,000,000 chunks: a posting takes GIN 0.17 and 0.07 more for each lexeme
     -- that has to be looked for beside it. A block takes 11 for each list and 40 more. What is
     -- found there, or has changed, takes 2.5 to look at; three are looked at for one wanted.
-    return v_postings * (0.17 + 0.07 * (v_terms - 1))
+    return _is_for_posting_lists.changes <= 20000
+        and v_postings * (0.17 + 0.07 * (v_terms - 1))
         > 2000 + _is_for_posting_lists.blocks * (40 + 11 * v_terms)
         + 2.5 * (_is_for_posting_lists.changes + 3 * _is_for_posting_lists.wanted);
 end

@@ -29,7 +29,14 @@ begin
             where p.tenant_id = t.tenant_id and p.generation = t.posting_generation
         ),
         (
-            select count(*) from rag.posting_changes as c where c.tenant_id = t.tenant_id
+            select count(*)
+            from (
+                select
+                from rag.posting_changes as c
+                where c.tenant_id = t.tenant_id
+                -- Of more than that, searches do not look at each.
+                limit 20001
+            ) as n
         ),
         array(
             select (
@@ -83,7 +90,8 @@ create or replace function rag._posting_totals(
     dimensions int[],
     factors vector[],
     first_block int,
-    last_block int
+    last_block int,
+    step int
 )
     returns table (block int, total vector)
     language sql
@@ -109,20 +117,20 @@ begin atomic
         and p.generation = $2
         and p.dimension = g.dimension
         and p.block between $5 and $6
+        and (p.block - $5) % $7 = 0
     group by p.block;
 end;
 
-comment on function rag._posting_totals(int, int, int[], vector[], int, int) is
-    'The scores of all chunks of some blocks, as far as these lexemes make them; each list times '
-    'its factor, if it has one.';
+comment on function rag._posting_totals(int, int, int[], vector[], int, int, int) is
+    'The scores of all chunks of every so many blocks, as far as these lexemes make them; each '
+    'list times its factor, if it has one.';
 
 create or replace function rag._posting_sample(
     tenant_id int,
     generation int,
     dimensions int[],
     factors vector[],
-    first_block int,
-    last_block int
+    blocks int
 )
     returns vector[]
     language plpgsql
@@ -136,19 +144,24 @@ create or replace function rag._posting_sample(
     set enable_sort = off
     set jit = off
 as $$
+declare
+    -- From all parts: what was put together is often about the same things.
+    v_step constant int := greatest(1, _posting_sample.blocks / 4);
 begin
     return array(
         select s.total
         from rag._posting_totals(
             _posting_sample.tenant_id, _posting_sample.generation, _posting_sample.dimensions,
-            _posting_sample.factors, _posting_sample.first_block, _posting_sample.last_block
+            _posting_sample.factors, v_step / 2, _posting_sample.blocks - 1, v_step
         ) as s
+        order by s.block
+        limit 4
     );
 end
 $$;
 
-comment on function rag._posting_sample(int, int, int[], vector[], int, int) is
-    'The scores in a few blocks, a vector each; see rag._posting_totals.';
+comment on function rag._posting_sample(int, int, int[], vector[], int) is
+    'The scores in four blocks, or in all of fewer, a vector each; see rag._posting_totals.';
 
 create or replace function rag._count_above(
     sums vector[], threshold double precision, size int
@@ -268,7 +281,7 @@ begin
                 end)::bit varying as bits
             from rag._posting_totals(
                 _posted_above.tenant_id, _posted_above.generation, _posted_above.dimensions,
-                _posted_above.factors, v_first, v_first + 31
+                _posted_above.factors, v_first, v_first + 31, 1
             ) as s
             offset 0
         ) as b
@@ -309,7 +322,10 @@ declare
         when _posted_threshold.floor > 0 then _posted_threshold.floor
         else 0.47 * _posted_threshold.ceiling
     end;
-    v_first constant int := greatest(0, _posted_threshold.blocks / 2 - 2);
+    -- Where the sample has hardly any, others may have many: from above, whoever asks steps down.
+    v_least constant double precision := greatest(
+        _posted_threshold.floor, _posted_threshold.ceiling / 20
+    );
     v_sums vector[];
     v_share double precision;
     v_count double precision;
@@ -317,7 +333,7 @@ begin
     -- Four blocks stand for all.
     v_sums := rag._posting_sample(
         _posted_threshold.tenant_id, _posted_threshold.generation, _posted_threshold.dimensions,
-        _posted_threshold.factors, v_first, v_first + 3
+        _posted_threshold.factors, _posted_threshold.blocks
     );
     v_share := least(4, _posted_threshold.blocks) / _posted_threshold.blocks::double precision;
     for i in 1 .. 12 loop
@@ -327,13 +343,12 @@ begin
         elsif v_count >= 3 * _posted_threshold.wanted then
             return v_try;
         else
-            -- Fewer than that above the floor are all there are.
-            exit when v_try <= _posted_threshold.floor;
+            exit when v_try <= v_least;
             v_high := v_try;
         end if;
         v_try := (v_low + v_high) / 2;
     end loop;
-    return v_low;
+    return greatest(v_low, v_least);
 end
 $$;
 

@@ -14,6 +14,7 @@ create table rag.posting_sets (
     places int not null default 0,
     is_ready boolean not null default false,
     is_building boolean not null default true,
+    waits_for xid8,
     last_change bigint not null default 0,
     last_chunk bigint not null default 0,
     primary key (tenant_id, generation)
@@ -25,6 +26,8 @@ comment on column rag.posting_sets.dimensions is 'The lexemes that have lists, b
 comment on column rag.posting_sets.idfs is 'What their weights are multiplied with in the lists.';
 comment on column rag.posting_sets.places is
     'Chunks in all blocks, gone and changed ones included.';
+comment on column rag.posting_sets.waits_for is
+    'Transactions up to this one have to end before chunks are read; null: not known yet.';
 comment on column rag.posting_sets.last_change is
     'Changes up to this one are known to what is being built.';
 comment on column rag.posting_sets.last_chunk is 'Chunks up to this one are built.';
