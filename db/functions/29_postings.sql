@@ -177,7 +177,8 @@ begin
     select s.waits_for into v_waits_for
     from rag.posting_sets as s
     where s.tenant_id = _can_read_postings.tenant_id and s.is_building;
-    if v_waits_for is null then
+    -- A number from the future is another cluster's, where a dump of this database was made.
+    if v_waits_for is null or v_waits_for >= pg_snapshot_xmax(pg_current_snapshot()) then
         -- Whoever noted a change up to the last one, or saw no need to note one, has a number that
         -- is not above this one, which is taken later.
         select coalesce(max(c.change_id), 0) into v_last
