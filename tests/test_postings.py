@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
 WORDS = [f"word{n}" for n in range(300)]
 CHUNKS = 24_000
-"""Two blocks; more would only take longer."""
+"""Two blocks of the size that they have here; more would only take longer."""
+
+BLOCK = """
+create or replace function rag._posting_block_size()
+    returns int
+    language sql
+    immutable
+    parallel safe
+return 16000
+"""
 
 # Whatever would be faster: so that every question is answered by them, or none.
 CHOICE = """
@@ -53,6 +63,13 @@ def text(source: random.Random) -> str:
     return " ".join(source.choices(WORDS, weights, k=source.randint(2, 12)))
 
 
+def metadata(n: int) -> dict[str, Any]:
+    """What filters ask for; some chunks have too many keys for facets of their own."""
+    many = {f"key{key}": key for key in range(1100)} if n % 8000 == 777 else {}
+    tags = ["even", "divisible"] if n % 6 == 0 else ["even"] if n % 2 == 0 else []
+    return {"tenth": n % 10, "half": n % 2, "tags": tags} | many
+
+
 def write(url: str, seed: int) -> None:
     """Put, change and delete documents in a session of its own."""
     source = random.Random(seed)
@@ -76,11 +93,13 @@ def big(databases: Databases, template: str) -> str:
     url = databases.create(template)
     source = random.Random(3)
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(BLOCK)
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("select rag.create_tenant('big')")
         connection.execute("select rag.set_tenant('big')")
         for first in range(0, CHUNKS, 2000):
             documents = [
-                {"uri": str(n), "content": text(source), "metadata": {"tenth": n % 10}}
+                {"uri": str(n), "content": text(source), "metadata": metadata(n)}
                 for n in range(first, first + 2000)
             ]
             connection.execute(
@@ -159,6 +178,11 @@ def test_what_changes_is_found_at_once(big: str, connection: Connection[Any]) ->
     ("query", "conditions"),
     [
         ("word1 word2 word5", "filter => '{\"tenth\": 3}'"),
+        ("word1 word2 word5", "filter => '{\"tenth\": 7}'"),
+        ("word1 word2 word5", 'filter => \'{"tenth": 7, "half": 1}\''),
+        ("word1 word2 word5", 'filter => \'{"tenth": {"$in": [3, 4]}}\''),
+        ("word1 word2 word5", 'filter => \'{"tags": "divisible"}\''),
+        ("word1 word2 word5", 'filter => \'{"tags": {"$in": ["even", "divisible"]}}\''),
         ("word1 word2 word5", 'filter => \'{"tenth": {"$gte": 8}}\''),
         ("word1 word2 word3 word4", "collection => 'default'"),
         ("word1 word2 word3 word4", "collection => 'empty'"),
@@ -179,6 +203,52 @@ def test_conditions_hold(connection: Connection[Any], query: str, conditions: st
         choose(connection, always=True)
     assert len(expected) == (0 if "empty" in conditions else 20)
     assert connection.execute(statement, [query]).fetchall() == expected
+
+
+def trace(connection: Connection[Any], query: str, condition: dict[str, Any]) -> dict[str, Any]:
+    """What a search under a filter notes of the posting lists that it asks."""
+    with connection.transaction():
+        connection.execute("select set_config('rag.trace', '.', true)")
+        connection.execute(
+            "select from rag.search(%s, 20, mode => 'lexical', filter => %s)",
+            [query, Jsonb(condition)],
+        )
+        notes = scalar(connection, "select current_setting('rag.trace')").splitlines()[1:]
+    stages = {note["stage"]: note["detail"] for note in map(json.loads, notes)}
+    return stages["posting lists"]
+
+
+def test_a_filter_is_a_list(connection: Connection[Any]) -> None:
+    query = " ".join(WORDS[:6])
+    facet = scalar(connection, "select rag._facet_dimension(rag._facet('.\"tenth\"', '3'))")
+    assert trace(connection, query, {"tenth": 3, "half": 1})["mark"] == facet
+    # Of two values a chunk may have both; 40 words could be more than a mark.
+    assert trace(connection, query, {"tenth": {"$in": [3, 4]}})["mark"] is None
+    assert trace(connection, " ".join(WORDS[:70]), {"tenth": 3})["mark"] is None
+
+
+def test_facets_that_change_count_at_once(connection: Connection[Any]) -> None:
+    query = " ".join(WORDS[:6])
+
+    def best(tenth: int) -> list[str]:
+        rows = connection.execute(
+            "select s.uri from rag.search(%s, 20, mode => 'lexical', filter => %s) as s",
+            [query, Jsonb({"tenth": tenth})],
+        )
+        return [uri for (uri,) in rows]
+
+    moved = best(4)[:3]
+    for uri in moved:
+        connection.execute("select rag.patch_metadata(%s, '{\"tenth\": 5}')", [uri])
+    assert trace(connection, query, {"tenth": 5})["mark"] is not None
+    # Tenths are alike: the best of one are among the best of another.
+    assert set(moved) <= set(best(5))
+    found = best(4), best(5)
+    choose(connection, always=False)
+    try:
+        assert (best(4), best(5)) == found
+    finally:
+        choose(connection, always=True)
 
 
 def test_maintenance_puts_changes_into_lists(connection: Connection[Any]) -> None:

@@ -297,22 +297,30 @@ create or replace function rag._index_metadata(
     set jit = off
 as $$
 #variable_conflict use_column
+declare
+    v_changed bigint[];
 begin
-    update rag.lexemes as l
-    set facets = f.facets
-    from rag.chunks as c
-    cross join lateral (
-        select rag._facets(_index_metadata.tenant_id, c.collection_id, c.metadata) as facets
-        offset 0
-    ) as f
-    where
-        l.partition_id = _index_metadata.partition_id
-        and l.tenant_id = _index_metadata.tenant_id
-        and l.chunk_id = c.chunk_id
-        and l.facets <> f.facets
-        and c.partition_id = _index_metadata.partition_id
-        and c.tenant_id = _index_metadata.tenant_id
-        and c.document_id = any(_index_metadata.documents);
+    with
+    changed as (
+        update rag.lexemes as l
+        set facets = f.facets
+        from rag.chunks as c
+        cross join lateral (
+            select rag._facets(_index_metadata.tenant_id, c.collection_id, c.metadata) as facets
+            offset 0
+        ) as f
+        where
+            l.partition_id = _index_metadata.partition_id
+            and l.tenant_id = _index_metadata.tenant_id
+            and l.chunk_id = c.chunk_id
+            and l.facets <> f.facets
+            and c.partition_id = _index_metadata.partition_id
+            and c.tenant_id = _index_metadata.tenant_id
+            and c.document_id = any(_index_metadata.documents)
+        returning l.chunk_id
+    )
+    select array_agg(g.chunk_id) into v_changed from changed as g;
+    perform rag._note_posting_changes(_index_metadata.tenant_id, v_changed);
     -- A statement of its own: whoever has stored an embedding meanwhile was waited for.
     perform rag._index_vectors(
         _index_metadata.tenant_id, _index_metadata.partition_id,

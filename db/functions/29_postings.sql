@@ -1,11 +1,17 @@
 -- Posting lists of big tenants: made by maintenance, and completed by it.
 --
--- A block is up to 16,000 chunks, which is what a vector has room for; a chunk's place in it is a
--- dimension. The list of a lexeme is a sparsevec for each block, so that the sum of a query's lists
--- is the scores of all its chunks. Rows are never changed. A chunk that is indexed anew stays where
--- it is, which may only make a search look at it in vain, and is noted as a change, which makes
--- every search look at it; the next maintenance puts changes into a block of their own, and all
--- into new ones when there have been many.
+-- A block is up to 32,000 chunks, two for each of the 16,000 dimensions that a vector has room
+-- for. The list of a lexeme is a sparsevec for each block, so that the sum of a query's lists is
+-- the scores of all its chunks. A score there is a whole number of quanta, rounded up, so that no
+-- sum is below the score; of two chunks in a dimension the second one's is 4,096 times as much, so
+-- that one number holds both sums (11 bits each of the 24 that a real is exact to). The list of a
+-- facet has the same mark for all chunks that have it, more than any score: a sum above the mark is
+-- that of a chunk that meets the filter.
+--
+-- Rows are never changed. A chunk that is indexed anew stays where it is, which may only make a
+-- search look at it in vain, and is noted as a change, which makes every search look at it; the
+-- next maintenance puts changes into a block of their own, and all into new ones when there have
+-- been many.
 
 create or replace function rag._posting_block_size()
     returns int
@@ -13,10 +19,45 @@ create or replace function rag._posting_block_size()
     immutable
     parallel safe
     security invoker
-return 16000;
+return 32000;
 
 comment on function rag._posting_block_size() is
-    'How many chunks a block of posting lists holds: what vector has dimensions.';
+    'How many chunks a block of posting lists holds: two for each dimension of a vector.';
+
+create or replace function rag._posting_quantum()
+    returns double precision
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return 0.25;
+
+comment on function rag._posting_quantum() is
+    'The part of a score that posting lists count in. Sums end at 2,046 of them, 511: a question '
+    'of ten words has 60 to 150 at most. Rounding up makes a sum some 2 % more than the score.';
+
+create or replace function rag._posting_mark()
+    returns int
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return 1024;
+
+comment on function rag._posting_mark() is
+    'What the list of a facet has for each chunk that has it, in quanta.';
+
+create or replace function rag._facet_dimension(facet int)
+    returns int
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return -abs(facet);
+
+comment on function rag._facet_dimension(int) is
+    'Under which dimension a facet has its posting list: lexemes have those above 0. Two facets '
+    'may share one, which only lets more pass.';
 
 create or replace function rag._drop_postings(tenant_id int, generation int default null)
     returns void
@@ -111,6 +152,8 @@ declare
     v_set rag.posting_sets;
     v_generation int;
     v_chunks double precision := (rag._lexical_totals(_begin_postings.tenant_id)).chunks;
+    v_facets int[];
+    v_shares real[];
 begin
     -- From its commit on, all who write note it.
     update rag.tenants as t
@@ -138,10 +181,33 @@ begin
         return;
     end if;
     perform rag._drop_postings(_begin_postings.tenant_id, coalesce(v_generation, 0));
+    -- Some 10,000 rows tell what one in a thousand chunks has, 32 of a block: of fewer GIN is fast.
+    execute format(
+        'with sampled as materialized (select l.facets from %s where l.tenant_id = $1) '
+        'select array_agg(f.dimension), array_agg(f.share) from ('
+        'select rag._facet_dimension(u.facet) as dimension, '
+        'count(*)::real / (select count(*) from sampled) as share '
+        'from sampled as s cross join unnest(s.facets) as u (facet) where u.facet <> 0 group by 1'
+        ') as f where f.share >= 0.001',
+        rag._sampled(
+            format(
+                'lexemes_p%s',
+                (
+                    select t.partition_id
+                    from rag.tenants as t
+                    where t.tenant_id = _begin_postings.tenant_id
+                )
+            ),
+            'l', 3000
+        )
+    )
+    into v_facets, v_shares using _begin_postings.tenant_id;
     insert into rag.posting_sets (tenant_id, generation, dimensions, idfs)
     select
         _begin_postings.tenant_id, coalesce(v_generation, 0) + 1,
-        coalesce(array_agg(d.dimension), '{}'), coalesce(array_agg(d.idf), '{}')
+        -- 0 is the mark of chunks with too many facets: whatever is looked for, they may have it.
+        coalesce(array_agg(d.dimension), '{}') || 0 || coalesce(v_facets, '{}'),
+        coalesce(array_agg(d.idf), '{}') || 1::real || coalesce(v_shares, '{}')
     from (
         select
             rag._lexeme_dimension(s.lexeme) as dimension,
@@ -150,9 +216,9 @@ begin
         from rag.lexeme_statistics as s
         where
             s.tenant_id = _begin_postings.tenant_id
-            -- To add a block of a list takes 11 µs, to look up and score a chunk 1.3: GIN is as
-            -- fast for 8 chunks a block, and takes no room.
-            and s.chunks >= greatest(100, 8 * v_chunks / rag._posting_block_size())
+            -- To add a block of a list takes 18 µs, to look up and score a chunk 1.3: GIN is as
+            -- fast for 14 chunks a block, and takes no room.
+            and s.chunks >= greatest(100, 16 * v_chunks / rag._posting_block_size())
         group by 1
     ) as d;
 end
@@ -212,8 +278,10 @@ create or replace function rag._build_postings(tenant_id int, partition_id int)
 as $$
 #variable_conflict use_column
 declare
+    v_half constant int := rag._posting_block_size() / 2;
     v_set rag.posting_sets;
     v_members bigint[];
+    v_most real;
 begin
     select s.* into strict v_set
     from rag.posting_sets as s
@@ -251,37 +319,66 @@ begin
         array_agg(m.chunk_id order by m.place)
     from unnest(v_members) with ordinality as m (chunk_id, place)
     group by (m.place - 1) / 500;
-    insert into rag.postings (tenant_id, generation, dimension, block, idf, weights)
-    select
-        _build_postings.tenant_id, v_set.generation, d.dimension, v_set.blocks, d.idf,
-        (
-            '{' || string_agg(x.place || ':' || (x.weight * d.idf)::real, ',') || '}/'
-            || cardinality(v_members)
-        )::sparsevec
-    from (
+    with
+    found as materialized (
         select
-            m.place, p.pairs[2 * g.n - 1]::int as dimension, p.pairs[2 * g.n]::real as weight
+            m.place, l.facets,
+            -- {1:0.5,2:0.7}/1000000000 is {1,0.5,2,0.7}.
+            replace(split_part(l.weights::text, '/', 1), ':', ',')::float8[] as pairs
         from unnest(v_members) with ordinality as m (chunk_id, place)
         join rag.lexemes as l
             on l.partition_id = _build_postings.partition_id
             and l.tenant_id = _build_postings.tenant_id
             and l.chunk_id = m.chunk_id
-        -- {1:0.5,2:0.7}/1000000000 is {1,0.5,2,0.7}.
+    ),
+    weighed as materialized (
+        select f.place, f.pairs[2 * g.n - 1]::int as dimension, f.pairs[2 * g.n] as weight
+        from found as f
+        cross join lateral generate_series(1, cardinality(f.pairs) / 2) as g (n)
+    ),
+    counted as (
+        select
+            w.place, w.dimension, d.idf, ceil(w.weight * d.idf / rag._posting_quantum()) as quanta
+        from weighed as w
+        join unnest(v_set.dimensions, v_set.idfs) as d (dimension, idf)
+            on d.dimension = w.dimension
+        union all
+        select f.place, u.dimension, d.idf, rag._posting_mark()
+        from found as f
         cross join lateral (
-            select replace(split_part(l.weights::text, '/', 1), ':', ',')::float8[] as pairs
-            offset 0
-        ) as p
-        cross join lateral generate_series(1, cardinality(p.pairs) / 2) as g (n)
-        offset 0
-    ) as x
-    join unnest(v_set.dimensions, v_set.idfs) as d (dimension, idf) on d.dimension = x.dimension
-    group by d.dimension, d.idf;
+            select distinct rag._facet_dimension(a.facet) as dimension
+            from unnest(f.facets) as a (facet)
+        ) as u
+        join unnest(v_set.dimensions, v_set.idfs) as d (dimension, idf)
+            on d.dimension = u.dimension
+    ),
+    listed as (
+        insert into rag.postings (tenant_id, generation, dimension, block, idf, weights)
+        select
+            _build_postings.tenant_id, v_set.generation, x.dimension, v_set.blocks, x.idf,
+            ('{' || string_agg(x.axis || ':' || x.quanta, ',') || '}/' || v_half)::sparsevec
+        from (
+            select
+                c.dimension, c.idf, (c.place - 1) % v_half + 1 as axis,
+                sum(case when c.place > v_half then 4096 else 1 end * c.quanta)::int as quanta
+            from counted as c
+            group by c.dimension, c.idf, 3
+        ) as x
+        group by x.dimension, x.idf
+    )
+    select max(w.weight) into v_most from weighed as w;
     update rag.posting_sets as s
     set
         blocks = s.blocks + 1,
         places = s.places + cardinality(v_members),
-        last_chunk = v_members[cardinality(v_members)]
+        last_chunk = v_members[cardinality(v_members)],
+        max_weight = greatest(s.max_weight, v_most)
     where s.tenant_id = _build_postings.tenant_id and s.generation = v_set.generation;
+    if v_set.is_ready then
+        update rag.tenants as t
+        set posting_max_weight = v_most
+        where t.tenant_id = _build_postings.tenant_id and t.posting_max_weight < v_most;
+    end if;
     -- What comes behind a block that is not full has come since the build began: it is a change.
     return cardinality(v_members) = rag._posting_block_size();
 end
@@ -309,7 +406,7 @@ begin
     delete from rag.posting_changes as c
     where c.tenant_id = _finish_postings.tenant_id and c.change_id <= v_set.last_change;
     update rag.tenants as t
-    set posting_generation = v_set.generation
+    set posting_generation = v_set.generation, posting_max_weight = v_set.max_weight
     where
         t.tenant_id = _finish_postings.tenant_id
         and t.posting_generation is distinct from v_set.generation;

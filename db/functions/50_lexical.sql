@@ -210,12 +210,12 @@ begin
             v_postings := v_postings + _is_for_posting_lists.counts[n];
         end if;
     end loop;
-    -- In µs, measured at 1,000,000 chunks: a posting takes GIN 0.17 and 0.07 more for each lexeme
-    -- that has to be looked for beside it. A block takes 11 for each list and 40 more. What is
+    -- In µs, measured at 1,000,000 chunks: a posting takes GIN 0.17 and 0.08 more for each lexeme
+    -- that has to be looked for beside it. A block takes 18 for each list and 60 more. What is
     -- found there, or has changed, takes 2.5 to look at; three are looked at for one wanted.
     return _is_for_posting_lists.changes <= 20000
-        and v_postings * (0.17 + 0.07 * (v_terms - 1))
-        > 2000 + _is_for_posting_lists.blocks * (40 + 11 * v_terms)
+        and v_postings * (0.17 + 0.08 * (v_terms - 1))
+        > 2000 + _is_for_posting_lists.blocks * (60 + 18 * v_terms)
         + 2.5 * (_is_for_posting_lists.changes + 3 * _is_for_posting_lists.wanted);
 end
 $$;
@@ -265,11 +265,11 @@ declare
         from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
         order by g.n
     );
-    -- What GIN has to go through: of those without the facets it sees little more than the number.
+    -- What GIN has to go through: with facets it is that much faster.
     v_postings double precision[] := array(
         select g.count * case
             when coalesce(_top_chunks.facets, '{}') = '{}' then 1
-            else 0.05 + 0.95 * _top_chunks.share
+            else 0.25 + 0.75 * _top_chunks.share
         end
         from unnest(_top_chunks.counts) with ordinality as g (count, n)
         order by g.n
@@ -286,9 +286,10 @@ declare
     v_threshold double precision := -1;
     v_dimensions int[];
     v_lists record;
-    v_list_idfs double precision[];
+    v_times int[];
     v_has_lists boolean := false;
     v_listed int;
+    v_lists_wanted double precision;
     v_is_planned boolean := false;
     v_is_for_lists boolean := false;
 begin
@@ -305,28 +306,38 @@ begin
     end if;
 
     -- However few blocks they have.
-    if rag._is_for_posting_lists(v_postings, _top_chunks.bounds, 0, 1, 0, v_wanted) then
+    if rag._is_for_posting_lists(
+        v_postings, _top_chunks.bounds, 0, 1, 0, _top_chunks.depth
+    ) then
         v_dimensions := array(
             select rag._lexeme_dimension(g.lexeme)
             from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
             order by g.n
         );
-        v_lists := rag._posting_lists(_top_chunks.tenant_id, v_dimensions);
+        v_lists := rag._posting_lists(
+            _top_chunks.tenant_id, v_dimensions, _top_chunks.idfs, _top_chunks.facets
+        );
+        -- Of those that have the rarest of its facets more meet the filter than of all.
+        v_lists_wanted := greatest(
+            _top_chunks.depth, v_wanted * coalesce(v_lists.mark_share, 1)
+        );
         v_has_lists := v_lists.generation is not null;
-        v_list_idfs := v_lists.idfs;
+        v_times := v_lists.times;
         -- What a chunk has to beat is about half of what it could have at most (.47 on average of
-        -- 500 questions). Where lists will be faster by that, GIN is only asked for lexemes without
-        -- one: to score the 2,000 matches of a rare one takes it 3 ms, to add its list 0.8.
-        v_listed := cardinality(array_remove(v_list_idfs, null));
+        -- 500 questions; .28 under a filter that keeps a tenth). If lists are faster by that, GIN
+        -- is only asked for lexemes without one: to score the 2,000 matches of a rare one takes it
+        -- 3 ms, to add its list 0.8.
+        v_listed := cardinality(array_remove(v_times, null));
         v_is_planned := coalesce(v_listed > 0, false)
-            and array_position(v_list_idfs[v_terms - v_listed + 1:], null) is null
+            and array_position(v_times[v_terms - v_listed + 1:], null) is null
             and rag._is_for_posting_lists(
                 v_postings[v_terms - v_listed + 1:],
                 _top_chunks.bounds[v_terms - v_listed + 1:],
                 (
-                    select 0.47 * sum(g.bound) from unnest(_top_chunks.bounds) as g (bound)
+                    select 0.47 * greatest(0.0001, _top_chunks.share) ^ 0.22 * sum(g.bound)
+                    from unnest(_top_chunks.bounds) as g (bound)
                 ),
-                v_lists.blocks, v_lists.changes, v_wanted
+                v_lists.blocks, v_lists.changes, v_lists_wanted
             );
     end if;
 
@@ -350,34 +361,35 @@ begin
     while v_first <= v_terms loop
         -- Once it is known what a chunk has to beat: will posting lists do the rest in less time?
         if v_is_planned then
-            v_is_for_lists := v_list_idfs[v_first] is not null;
+            v_is_for_lists := v_times[v_first] is not null;
         elsif v_has_lists and (v_round > 0 or v_threshold >= 0) then
-            v_is_for_lists := array_position(v_list_idfs[v_first:], null) is null
+            v_is_for_lists := array_position(v_times[v_first:], null) is null
                 and rag._is_for_posting_lists(
                     v_postings[v_first:], _top_chunks.bounds[v_first:],
                     greatest(v_threshold, scores[_top_chunks.depth]), v_lists.blocks,
-                    v_lists.changes, v_wanted
+                    v_lists.changes, v_lists_wanted
                 );
         end if;
         if v_is_for_lists then
             select c.chunk_ids, c.scores into chunk_ids, scores
             from rag._posted_chunks(
                 _top_chunks.tenant_id, _top_chunks.partition_id, v_lists.generation,
-                v_lists.blocks, v_lists.changes > 0, v_dimensions[v_first:],
+                v_lists.blocks, v_lists.changes > 0,
                 array(
-                    select g.idf / g.list_idf
-                    from unnest(_top_chunks.idfs[v_first:], v_list_idfs[v_first:])
-                        with ordinality as g (idf, list_idf, n)
-                    order by g.n
+                    select g.dimension
+                    from unnest(v_dimensions[v_first:], v_times[v_first:]) as g (dimension, times)
+                    cross join lateral generate_series(1, g.times)
                 ),
+                v_lists.mark_dimensions, v_lists.factor,
                 v_threshold,
                 (select sum(g.bound) from unnest(_top_chunks.bounds[v_first:]) as g (bound)),
                 _top_chunks.must, v_query, _top_chunks.collection_id, _top_chunks.filter,
-                _top_chunks.facets, v_wanted, _top_chunks.depth, chunk_ids, scores
+                _top_chunks.facets, v_lists_wanted, _top_chunks.depth, chunk_ids, scores
             ) as c;
             if rag._is_traced() then
                 perform rag._note('posting lists', jsonb_build_object(
                     'lexemes', v_quoted[v_first:], 'blocks', v_lists.blocks,
+                    'mark', v_lists.mark_dimensions[2],
                     'changes', v_lists.changes, 'listed', coalesce(cardinality(chunk_ids), 0),
                     'threshold', scores[_top_chunks.depth]
                 ));
@@ -388,7 +400,7 @@ begin
         v_last := v_first;
         v_matches := v_counts[v_first];
         while v_last < v_terms and v_matches + v_counts[v_last + 1] <= v_budget loop
-            exit when v_is_planned and v_list_idfs[v_last + 1] is not null;
+            exit when v_is_planned and v_times[v_last + 1] is not null;
             v_last := v_last + 1;
             v_matches := v_matches + v_counts[v_last];
         end loop;

@@ -4,10 +4,15 @@
 create or replace function rag._posting_lists(
     tenant_id int,
     dimensions int[],
+    idfs double precision[],
+    facets text[],
     out generation int,
     out blocks int,
     out changes bigint,
-    out idfs double precision[]
+    out times int[],
+    out factor double precision,
+    out mark_dimensions int[],
+    out mark_share double precision
 )
     returns record
     language plpgsql
@@ -20,14 +25,26 @@ create or replace function rag._posting_lists(
     set enable_seqscan = off
 as $$
 #variable_conflict use_column
+declare
+    -- What has one facet, and how it is marked who has too many. Of several facets a chunk might
+    -- have two, which would make twice the mark.
+    v_conditions constant int[] := array(
+        select rag._facet_dimension((array_remove(f.any_of::int[], 0))[1])
+        from unnest(_posting_lists.facets) with ordinality as f (any_of, n)
+        where cardinality(array_remove(f.any_of::int[], 0)) = 1
+        order by f.n
+    );
+    v_found record;
+    v_most double precision;
 begin
     select
-        t.posting_generation,
+        t.posting_generation as generation,
+        t.posting_max_weight as max_weight,
         (
             select max(p.block) + 1
             from rag.posting_places as p
             where p.tenant_id = t.tenant_id and p.generation = t.posting_generation
-        ),
+        ) as blocks,
         (
             select count(*)
             from (
@@ -37,7 +54,7 @@ begin
                 -- Of more than that, searches do not look at each.
                 limit 20001
             ) as n
-        ),
+        ) as changes,
         array(
             select (
                 select p.idf
@@ -48,18 +65,56 @@ begin
                     and p.dimension = g.dimension
                 limit 1
             )
-            from unnest(_posting_lists.dimensions) with ordinality as g (dimension, n)
+            from unnest(_posting_lists.dimensions || v_conditions)
+                with ordinality as g (dimension, n)
             order by g.n
-        )
-    into generation, blocks, changes, idfs
+        ) as idfs
+    into v_found
     from rag.tenants as t
     where t.tenant_id = _posting_lists.tenant_id and t.posting_generation is not null;
+    if v_found.generation is null then
+        return;
+    end if;
+    -- A lexeme that a query has twice counts twice. What its idf has become since the lists were
+    -- made is the factor's.
+    select
+        array_agg(f.times order by f.n),
+        max(f.factor / f.times),
+        sum(f.times * (f.list_idf * v_found.max_weight / rag._posting_quantum() + 1))
+    into times, factor, v_most
+    from (
+        select
+            g.n, g.list_idf, g.idf / g.list_idf as factor,
+            ceil(g.idf / g.list_idf / 1.05)::int as times
+        from unnest(
+            _posting_lists.idfs, v_found.idfs[:cardinality(_posting_lists.dimensions)]
+        ) with ordinality as g (idf, list_idf, n)
+    ) as f;
+    -- Beyond that the sum of one chunk would run into that of another.
+    if v_most > 2 * rag._posting_mark() - 2 then
+        times := null;
+        return;
+    end if;
+    generation := v_found.generation;
+    blocks := v_found.blocks;
+    changes := v_found.changes;
+    if v_most <= rag._posting_mark() - 2 then
+        select array[0, g.dimension], g.share into mark_dimensions, mark_share
+        from unnest(v_conditions, v_found.idfs[cardinality(_posting_lists.dimensions) + 1:])
+            as g (dimension, share)
+        where g.share is not null
+        order by g.share
+        limit 1;
+    end if;
 end
 $$;
 
-comment on function rag._posting_lists(int, int[]) is
-    'The tenant''s posting lists, if there are any: how many blocks they have, how many chunks '
-    'have changed since, and the idf of each of these lexemes there, null for one without a list.';
+comment on function rag._posting_lists(int, int[], double precision[], text[]) is
+    'The tenant''s posting lists, if there are any that can be used: how many blocks they have, '
+    'how many chunks have changed since, and how many times each of these lexemes has to be added '
+    'for its idf, null for one without a list, up to a factor. mark_dimensions are the lists of '
+    'the rarest facet that the search wants, if there are any, mark_share is how many of all '
+    'chunks have it.';
 
 create or replace function rag._keep_memory()
     returns void
@@ -85,13 +140,7 @@ comment on function rag._keep_memory() is
     'Once a session: have it keep some memory of its own for vectors.';
 
 create or replace function rag._posting_totals(
-    tenant_id int,
-    generation int,
-    dimensions int[],
-    factors vector[],
-    first_block int,
-    last_block int,
-    step int
+    tenant_id int, generation int, dimensions int[], first_block int, last_block int, step int
 )
     returns table (block int, total vector)
     language sql
@@ -101,36 +150,64 @@ create or replace function rag._posting_totals(
 -- Without settings of its own it becomes a part of the statement that calls it, and vectors of
 -- 64 kB are not handed on. Parameters by number, because the linter takes their names for columns.
 begin atomic
-    select
-        p.block,
-        sum(
-            case
-                when $4[g.n] is null then p.weights::vector
-                else p.weights::vector * subvector(
-                    $4[g.n], 1, vector_dims(p.weights::vector)
-                )
-            end
-        )
-    from unnest($3) with ordinality as g (dimension, n)
+    select p.block, sum(p.weights::vector)
+    from unnest($3) as g (dimension)
     join rag.postings as p
         on p.tenant_id = $1
         and p.generation = $2
         and p.dimension = g.dimension
-        and p.block between $5 and $6
-        and (p.block - $5) % $7 = 0
+        and p.block between $4 and $5
+        and (p.block - $4) % $6 = 0
     group by p.block;
 end;
 
-comment on function rag._posting_totals(int, int, int[], vector[], int, int, int) is
-    'The scores of all chunks of every so many blocks, as far as these lexemes make them; each '
-    'list times its factor, if it has one.';
+comment on function rag._posting_totals(int, int, int[], int, int, int) is
+    'The sums of these lists for all chunks of every so many blocks.';
+
+create or replace function rag._posting_bias(threshold int)
+    returns vector
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return array_fill(
+    (4097 * (2 * rag._posting_mark() - _posting_bias.threshold))::real,
+    array[rag._posting_block_size() / 2]
+)::vector;
+
+comment on function rag._posting_bias(int) is
+    'What rag._places_above wants to be added to a total: it makes the threshold 2,048 for both of '
+    'the chunks in each dimension.';
+
+create or replace function rag._places_above(biased vector)
+    returns bit varying
+    language sql
+    immutable
+    parallel safe
+    security invoker
+-- The first of a dimension by rounding to multiples of 4,096, which is what is left of a real at
+-- 3 * 2 ^ 34: up if it is above 2,048, or at. The second one makes the rest of the number. Without
+-- settings, so that it becomes a part of the statement that calls it and the constants are made
+-- once for a session: they take 0.1 ms each.
+return (
+    binary_quantize(
+        _places_above.biased
+        + array_fill((3 * 2.0 ^ 34)::real, array[rag._posting_block_size() / 2])::vector
+        - array_fill((3 * 2.0 ^ 34)::real, array[rag._posting_block_size() / 2])::vector
+        - _places_above.biased
+    )
+    || binary_quantize(
+        _places_above.biased
+        - array_fill((4096 * 2049 - 1)::real, array[rag._posting_block_size() / 2])::vector
+    )
+)::bit varying;
+
+comment on function rag._places_above(vector) is
+    'The places in a block whose sum is above the threshold, by the total of a block with '
+    'rag._posting_bias added. One that is as much as the threshold may be among them.';
 
 create or replace function rag._posting_sample(
-    tenant_id int,
-    generation int,
-    dimensions int[],
-    factors vector[],
-    blocks int
+    tenant_id int, generation int, dimensions int[], blocks int
 )
     returns vector[]
     language plpgsql
@@ -146,49 +223,47 @@ create or replace function rag._posting_sample(
 as $$
 declare
     -- From all parts: what was put together is often about the same things.
-    v_step constant int := greatest(1, _posting_sample.blocks / 4);
+    v_step constant int := greatest(1, _posting_sample.blocks / 3);
 begin
     return array(
         select s.total
         from rag._posting_totals(
             _posting_sample.tenant_id, _posting_sample.generation, _posting_sample.dimensions,
-            _posting_sample.factors, v_step / 2, _posting_sample.blocks - 1, v_step
+            v_step / 2, _posting_sample.blocks - 1, v_step
         ) as s
-        order by s.block
-        limit 4
+        limit 3
     );
 end
 $$;
 
-comment on function rag._posting_sample(int, int, int[], vector[], int) is
-    'The scores in four blocks, or in all of fewer, a vector each; see rag._posting_totals.';
+comment on function rag._posting_sample(int, int, int[], int) is
+    'The totals of three blocks, or of all of fewer; see rag._posting_totals.';
 
-create or replace function rag._count_above(
-    sums vector[], threshold double precision, size int
-)
+create or replace function rag._count_above(totals vector[], threshold int)
     returns bigint
     language plpgsql
     immutable
     parallel safe
     security invoker
     set search_path = pg_catalog, public, pg_temp
+    set plan_cache_mode = force_generic_plan
 as $$
 declare
-    v_threshold vector := array_fill(_count_above.threshold::real, array[_count_above.size]);
-    v_count bigint := 0;
-    v_sum vector;
+    v_bias constant vector := rag._posting_bias(_count_above.threshold);
+    v_count bigint;
 begin
-    foreach v_sum in array _count_above.sums loop
-        v_count := v_count + bit_count(binary_quantize(
-            v_sum - subvector(v_threshold, 1, vector_dims(v_sum))
-        ));
-    end loop;
+    select coalesce(sum(bit_count(rag._places_above(b.biased))), 0) into v_count
+    from (
+        select t.total + v_bias as biased
+        from unnest(_count_above.totals) as t (total)
+        offset 0
+    ) as b;
     return v_count;
 end
 $$;
 
-comment on function rag._count_above(vector[], double precision, int) is
-    'How many members of these vectors, each of at most size, are above the threshold.';
+comment on function rag._count_above(vector[], int) is
+    'How many places in the blocks with these totals have more than the threshold, in quanta.';
 
 create or replace function rag._chunks_at(
     tenant_id int, generation int, blocks int[], bits bit varying[]
@@ -241,12 +316,7 @@ comment on function rag._chunks_at(int, int, int[], bit varying[]) is
     'The chunks at the places of some blocks that have a 1.';
 
 create or replace function rag._posted_above(
-    tenant_id int,
-    generation int,
-    dimensions int[],
-    factors vector[],
-    blocks int,
-    threshold double precision
+    tenant_id int, generation int, dimensions int[], blocks int, threshold int
 )
     returns bigint[]
     language plpgsql
@@ -262,27 +332,24 @@ create or replace function rag._posted_above(
 as $$
 #variable_conflict use_column
 declare
-    v_threshold vector := array_fill(
-        _posted_above.threshold::real, array[rag._posting_block_size()]
-    );
+    v_bias constant vector := rag._posting_bias(_posted_above.threshold);
     v_hits record;
     v_chunks bigint[] := '{}';
 begin
-    -- 32 blocks at a time: their sums take 4 MB, what a hash table may have without a setting.
+    -- 32 blocks at a time: their sums take 2 MB, a hash table may have 4 without a setting.
     for v_first in 0 .. _posted_above.blocks - 1 by 32 loop
         select array_agg(b.block) as blocks, array_agg(b.bits) as bits
         into v_hits
         from (
-            select
-                s.block,
-                binary_quantize(s.total - case
-                    when vector_dims(s.total) = vector_dims(v_threshold) then v_threshold
-                    else subvector(v_threshold, 1, vector_dims(s.total))
-                end)::bit varying as bits
-            from rag._posting_totals(
-                _posted_above.tenant_id, _posted_above.generation, _posted_above.dimensions,
-                _posted_above.factors, v_first, v_first + 31, 1
-            ) as s
+            select a.block, rag._places_above(a.biased) as bits
+            from (
+                select s.block, s.total + v_bias as biased
+                from rag._posting_totals(
+                    _posted_above.tenant_id, _posted_above.generation, _posted_above.dimensions,
+                    v_first, v_first + 31, 1
+                ) as s
+                offset 0
+            ) as a
             offset 0
         ) as b
         where bit_count(b.bits) > 0;
@@ -294,20 +361,21 @@ begin
 end
 $$;
 
-comment on function rag._posted_above(int, int, int[], vector[], int, double precision) is
-    'The chunks whose lists of these lexemes add up to more than the threshold.';
+comment on function rag._posted_above(int, int, int[], int, int) is
+    'The chunks whose lists of these lexemes and facets add up to more than the threshold, in '
+    'quanta.';
 
 create or replace function rag._posted_threshold(
     tenant_id int,
     generation int,
     dimensions int[],
-    factors vector[],
     blocks int,
-    floor double precision,
-    ceiling double precision,
+    mark int,
+    floor int,
+    ceiling int,
     wanted double precision
 )
-    returns double precision
+    returns int
     language plpgsql
     stable
     parallel restricted
@@ -315,37 +383,36 @@ create or replace function rag._posted_threshold(
     set search_path = pg_catalog, public, pg_temp
 as $$
 declare
-    v_low double precision := _posted_threshold.floor;
-    v_high double precision := _posted_threshold.ceiling;
+    v_low int := _posted_threshold.floor;
+    v_high int := _posted_threshold.ceiling;
     -- About half of what a chunk could have at most is where the list of a question ends.
-    v_try double precision := case
+    v_try int := case
         when _posted_threshold.floor > 0 then _posted_threshold.floor
         else 0.47 * _posted_threshold.ceiling
     end;
     -- Where the sample has hardly any, others may have many: from above, whoever asks steps down.
-    v_least constant double precision := greatest(
-        _posted_threshold.floor, _posted_threshold.ceiling / 20
-    );
-    v_sums vector[];
+    v_least constant int := greatest(_posted_threshold.floor, _posted_threshold.ceiling / 20);
+    v_totals vector[];
     v_share double precision;
     v_count double precision;
 begin
-    -- Four blocks stand for all.
-    v_sums := rag._posting_sample(
+    -- Three blocks stand for all.
+    v_totals := rag._posting_sample(
         _posted_threshold.tenant_id, _posted_threshold.generation, _posted_threshold.dimensions,
-        _posted_threshold.factors, _posted_threshold.blocks
+        _posted_threshold.blocks
     );
-    v_share := least(4, _posted_threshold.blocks) / _posted_threshold.blocks::double precision;
+    v_share := least(3, _posted_threshold.blocks) / _posted_threshold.blocks::double precision;
     for i in 1 .. 12 loop
-        v_count := rag._count_above(v_sums, v_try, rag._posting_block_size()) / v_share;
-        if v_count > 8 * _posted_threshold.wanted then
+        v_count := rag._count_above(v_totals, _posted_threshold.mark + v_try) / v_share;
+        if v_count > 5 * _posted_threshold.wanted then
             v_low := v_try;
-        elsif v_count >= 3 * _posted_threshold.wanted then
+        elsif v_count >= 2 * _posted_threshold.wanted then
             return v_try;
         else
             exit when v_try <= v_least;
             v_high := v_try;
         end if;
+        exit when v_high - v_low <= 1;
         v_try := (v_low + v_high) / 2;
     end loop;
     return greatest(v_low, v_least);
@@ -353,10 +420,10 @@ end
 $$;
 
 comment on function rag._posted_threshold(
-    int, int, int[], vector[], int, double precision, double precision, double precision
+    int, int, int[], int, int, int, int, double precision
 ) is
-    'A threshold, not below the floor, that a few times as many chunks as wanted are above, by a '
-    'sample of the blocks.';
+    'A threshold in quanta, not below the floor, that a few times as many chunks as wanted are '
+    'above, by a sample of the blocks.';
 
 create or replace function rag._posted_chunks(
     tenant_id int,
@@ -365,7 +432,8 @@ create or replace function rag._posted_chunks(
     blocks int,
     has_changes boolean,
     dimensions int[],
-    factors double precision[],
+    mark_dimensions int[],
+    factor double precision,
     floor double precision,
     ceiling double precision,
     must tsquery,
@@ -388,20 +456,22 @@ create or replace function rag._posted_chunks(
 as $$
 #variable_conflict use_column
 declare
-    -- What an idf has changed by since the lists were made, unless it is less than 2 %.
-    v_factors vector[] := array(
-        select case
-            when f.factor not between 0.98 and 1.02
-                then array_fill(f.factor::real, array[rag._posting_block_size()])::vector
-        end
-        from unnest(_posted_chunks.factors) with ordinality as f (factor, n)
-        order by f.n
+    v_dimensions constant int[] :=
+        _posted_chunks.dimensions || coalesce(_posted_chunks.mark_dimensions, '{}');
+    v_mark constant int := case
+        when _posted_chunks.mark_dimensions is null then 0 else rag._posting_mark()
+    end;
+    -- A score of so much is a quantum at least, whatever the last bits of its addends are.
+    v_quantum constant double precision :=
+        rag._posting_quantum() * greatest(1, _posted_chunks.factor) * (1 + 1e-5);
+    -- No sum is above that.
+    v_limit constant int := 2 * rag._posting_mark() - 2 - v_mark;
+    v_ceiling constant int := least(
+        v_limit, ceil(_posted_chunks.ceiling / rag._posting_quantum())
     );
-    -- What a sum may be below the score: that, and the last bits of its addends.
-    v_margin constant double precision := 1.02 * (1 + 1e-5);
     v_found bigint[] := '{}';
-    v_threshold double precision;
-    v_floor double precision;
+    v_threshold int;
+    v_floor int;
     v_step double precision := 0.9;
 begin
     perform rag._keep_memory();
@@ -434,36 +504,40 @@ begin
             order by 2 desc, a.chunk_id
             limit _posted_chunks.depth
         ) as b;
-        v_floor := greatest(_posted_chunks.floor, scores[_posted_chunks.depth], 0) / v_margin;
+        -- Whoever scores as much is above it.
+        v_floor := greatest(0, ceil(
+            greatest(_posted_chunks.floor, scores[_posted_chunks.depth], 0) / v_quantum
+        ) - 1);
         -- Whatever is not above it has no chance.
-        exit when v_threshold <= v_floor;
+        exit when v_threshold <= v_floor or v_floor >= v_limit;
         v_threshold := case
             when v_threshold is null then rag._posted_threshold(
-                _posted_chunks.tenant_id, _posted_chunks.generation, _posted_chunks.dimensions,
-                v_factors, _posted_chunks.blocks, v_floor, _posted_chunks.ceiling,
-                _posted_chunks.wanted
+                _posted_chunks.tenant_id, _posted_chunks.generation, v_dimensions,
+                _posted_chunks.blocks, v_mark, v_floor, v_ceiling, _posted_chunks.wanted
             )
             -- Enough were above it, but their last is not.
             when cardinality(scores) >= _posted_chunks.depth then v_floor
             -- Too few were.
-            when v_threshold > _posted_chunks.ceiling / 50
-                then greatest(v_floor, v_step * v_threshold)
+            when v_threshold > v_ceiling / 50
+                then greatest(v_floor, floor(v_step * v_threshold)::int)
             else v_floor
         end;
         v_step := v_step ^ 2;
         v_found := rag._posted_above(
-            _posted_chunks.tenant_id, _posted_chunks.generation, _posted_chunks.dimensions,
-            v_factors, _posted_chunks.blocks, v_threshold
+            _posted_chunks.tenant_id, _posted_chunks.generation, v_dimensions,
+            _posted_chunks.blocks, v_mark + v_threshold
         );
     end loop;
 end
 $$;
 
 comment on function rag._posted_chunks(
-    int, int, int, int, boolean, int[], double precision[], double precision, double precision,
-    tsquery, sparsevec, int, jsonpath, text[], double precision, int, bigint[], double precision[]
+    int, int, int, int, boolean, int[], int[], double precision, double precision,
+    double precision, tsquery, sparsevec, int, jsonpath, text[], double precision, int, bigint[],
+    double precision[]
 ) is
     'Complete a list of best chunks, exactly, by those that hold one of these lexemes, which have '
-    'posting lists, and by all that have changed since; floor is what is known not to be too much '
-    'for as many as are listed, ceiling what no score is above, wanted how many have to be '
-    'looked at for enough to meet the conditions.';
+    'posting lists, and by all that have changed since. mark_dimensions are the lists of what all '
+    'must have, if they have any; factor is the most that a score may be above a sum, floor what '
+    'is known not to be too much for as many as are listed, ceiling what no score is above, wanted '
+    'how many have to be looked at for enough to meet the other conditions.';
