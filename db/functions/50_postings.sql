@@ -171,13 +171,13 @@ create or replace function rag._posting_bias(threshold int)
     parallel safe
     security invoker
 return array_fill(
-    (4097 * (2 * rag._posting_mark() - _posting_bias.threshold))::real,
+    (4097 * (2 * rag._posting_mark() - _posting_bias.threshold) - 4096 * 2049)::real,
     array[rag._posting_block_size() / 2]
 )::vector;
 
 comment on function rag._posting_bias(int) is
     'What rag._places_above wants to be added to a total: it makes the threshold 2,048 for both of '
-    'the chunks in each dimension.';
+    'the chunks in each dimension, and takes away 2,049 from the second one.';
 
 create or replace function rag._places_above(biased vector)
     returns bit varying
@@ -186,7 +186,7 @@ create or replace function rag._places_above(biased vector)
     parallel safe
     security invoker
 -- The first of a dimension by rounding to multiples of 4,096, which is what is left of a real at
--- 3 * 2 ^ 34: up if it is above 2,048, or at. The second one makes the rest of the number. Without
+-- 3 * 2 ^ 34: up if it is above 2,048, or at. The second one makes the sign of the number. Without
 -- settings, so that it becomes a part of the statement that calls it and the constants are made
 -- once for a session: they take 0.1 ms each.
 return (
@@ -196,10 +196,7 @@ return (
         - array_fill((3 * 2.0 ^ 34)::real, array[rag._posting_block_size() / 2])::vector
         - _places_above.biased
     )
-    || binary_quantize(
-        _places_above.biased
-        - array_fill((4096 * 2049 - 1)::real, array[rag._posting_block_size() / 2])::vector
-    )
+    || binary_quantize(_places_above.biased)
 )::bit varying;
 
 comment on function rag._places_above(vector) is

@@ -129,22 +129,34 @@ comment on function rag._compare_all(
 
 create or replace function rag._sampled(name text, alias text, pages int)
     returns text
-    language sql
+    language plpgsql
     stable
     parallel safe
     security invoker
     set search_path = pg_catalog, public, pg_temp
--- Whole pages, the same ones for the same table: a score must not change from call to call.
-return format(
-    'rag_data.%I as %I tablesample system (%s) repeatable (0)',
-    name,
-    alias,
-    least(100, 100.0 * pages * 8192
-        / greatest(1, pg_relation_size(format('rag_data.%I', name)::regclass)))
-);
+as $$
+declare
+    v_pages constant bigint :=
+        pg_relation_size(format('rag_data.%I', _sampled.name)::regclass) / 8192;
+    -- A power of two: a score must not change from call to call, and as the table grows the same
+    -- pages are read, and new ones, until it has twice the size.
+    v_step constant bigint :=
+        2 ^ floor(log(2, greatest(1, v_pages / (0.7 * _sampled.pages))));
+begin
+    -- Page by page: tablesample makes a hash of the number of each page that the table has, 0.6 ms
+    -- for a million vectors.
+    return format(
+        'generate_series(%s, %s, %s) as page cross join lateral ('
+        'select r.* from rag_data.%I as r where r.ctid >= format(''(%%s,0)'', page)::tid '
+        'and r.ctid < format(''(%%s,0)'', page + 1)::tid offset 0) as %I',
+        v_step / 2, v_pages - 1, v_step, _sampled.name, _sampled.alias
+    );
+end
+$$;
 
 comment on function rag._sampled(text, text, int) is
-    'A table of rag_data as the from clause of a statement that reads about so many of its pages.';
+    'A table of rag_data as the from clause of a statement that reads about so many of its pages, '
+    'from all parts.';
 
 create or replace function rag._within(
     tenant_id int,
