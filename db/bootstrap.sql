@@ -26,8 +26,6 @@ select rag._secure_table('rag.lexeme_statistics', 'tenant_id');
 select rag._secure_table('rag.lexeme_deltas', 'tenant_id');
 select rag._secure_table('rag.posting_sets', 'tenant_id');
 select rag._secure_table('rag.postings', 'tenant_id');
-select rag._secure_table('rag.posting_places', 'tenant_id');
-select rag._secure_table('rag.posting_changes', 'tenant_id');
 select rag._secure_table('rag.eval_sets', 'tenant_id');
 select rag._secure_table('rag.eval_queries', 'tenant_id');
 select rag._secure_table('rag.judgements', 'tenant_id');

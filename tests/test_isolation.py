@@ -402,8 +402,6 @@ def test_partitions_and_what_is_not_granted_cannot_be_reached(
         "rag.lexeme_deltas",
         "rag.posting_sets",
         "rag.postings",
-        "rag.posting_places",
-        "rag.posting_changes",
         "rag.partitions",
         "rag.migrations",
     ):

@@ -134,12 +134,6 @@ begin
     delete from rag.postings as p where p.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'postings', v_rows;
-    delete from rag.posting_places as p where p.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'posting_places', v_rows;
-    delete from rag.posting_changes as c where c.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'posting_changes', v_rows;
     delete from rag.posting_sets as s where s.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'posting_sets', v_rows;

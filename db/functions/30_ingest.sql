@@ -149,6 +149,9 @@ begin
     v_expires_at := now() + rag._check_lifetime(
         coalesce(_put_documents.lifetime, v_collection.lifetime)
     );
+    if v_expires_at is not null then
+        perform rag._note_expiries(v_tenant);
+    end if;
     -- That of the collection, too: it may have been dropped since.
     v_language := rag._language(coalesce(_put_documents.language, v_collection.language));
 

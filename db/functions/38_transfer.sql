@@ -457,6 +457,12 @@ begin
     end if;
     perform rag._check_imported_document(l.line -> 'document')
     from unnest(_import_documents.lines) as l (line);
+    perform rag._note_expiries(_import_documents.tenant_id)
+    where exists (
+        select
+        from unnest(_import_documents.lines) as l (line)
+        where l.line -> 'document' ->> 'expires_at' is not null
+    );
     for v_columns, v_lines in
         select g.columns, array_agg(g.line order by g.n)
         from (
@@ -953,7 +959,8 @@ begin
         puts_per_minute = s.puts_per_minute,
         searches_per_minute = s.searches_per_minute,
         keep_records = s.keep_records,
-        model_id = s.model_id
+        model_id = s.model_id,
+        has_expiries = s.has_expiries
     from rag.tenants as s
     where t.tenant_id = v_to and s.tenant_id = v_from
     returning t.partition_id into v_new;

@@ -3,8 +3,8 @@
 
 create or replace function rag._posting_lists(
     tenant_id int,
+    generation int,
     dimensions int[],
-    out generation int,
     out blocks int,
     out changes bigint,
     out idfs double precision[]
@@ -22,18 +22,23 @@ as $$
 #variable_conflict use_column
 begin
     select
-        t.posting_generation,
         (
             select max(p.block) + 1
-            from rag.posting_places as p
-            where p.tenant_id = t.tenant_id and p.generation = t.posting_generation
+            from rag.postings as p
+            where
+                p.tenant_id = _posting_lists.tenant_id
+                and p.generation = _posting_lists.generation
+                and p.dimension = -1
         ),
         (
-            select count(*)
+            select coalesce(sum(cardinality(n.chunk_ids)), 0)
             from (
-                select
-                from rag.posting_changes as c
-                where c.tenant_id = t.tenant_id
+                select p.chunk_ids
+                from rag.postings as p
+                where
+                    p.tenant_id = _posting_lists.tenant_id
+                    and p.generation = 0
+                    and p.dimension = 0
                 -- Of more than that, searches do not look at each.
                 limit 20001
             ) as n
@@ -43,23 +48,21 @@ begin
                 select p.idf
                 from rag.postings as p
                 where
-                    p.tenant_id = t.tenant_id
-                    and p.generation = t.posting_generation
+                    p.tenant_id = _posting_lists.tenant_id
+                    and p.generation = _posting_lists.generation
                     and p.dimension = g.dimension
                 limit 1
             )
             from unnest(_posting_lists.dimensions) with ordinality as g (dimension, n)
             order by g.n
         )
-    into generation, blocks, changes, idfs
-    from rag.tenants as t
-    where t.tenant_id = _posting_lists.tenant_id and t.posting_generation is not null;
+    into blocks, changes, idfs;
 end
 $$;
 
-comment on function rag._posting_lists(int, int[]) is
-    'The tenant''s posting lists, if there are any: how many blocks they have, how many chunks '
-    'have changed since, and the idf of each of these lexemes there, null for one without a list.';
+comment on function rag._posting_lists(int, int, int[]) is
+    'The tenant''s posting lists of a generation: how many blocks they have, how many chunks have '
+    'changed since, and the idf of each of these lexemes there, null for one without a list.';
 
 create or replace function rag._keep_memory()
     returns void
@@ -228,11 +231,11 @@ begin
                 with ordinality as g (gap, place)
             where bit_count(s.bits) > 0 and g.place <= bit_count(s.bits)
         ) as x
-        join rag.posting_places as p
+        join rag.postings as p
             on p.tenant_id = _chunks_at.tenant_id
             and p.generation = _chunks_at.generation
+            and p.dimension = -1 - (x.place - 1) / 500
             and p.block = x.block
-            and p.part = (x.place - 1) / 500
     );
 end
 $$;
@@ -408,8 +411,10 @@ begin
     if _posted_chunks.has_changes then
         v_found := array(
             select distinct c.chunk_id
-            from rag.posting_changes as c
-            where c.tenant_id = _posted_chunks.tenant_id
+            from rag.postings as p
+            cross join lateral unnest(p.chunk_ids) as c (chunk_id)
+            where
+                p.tenant_id = _posted_chunks.tenant_id and p.generation = 0 and p.dimension = 0
         );
     end if;
     loop
