@@ -5,7 +5,6 @@
 select rag._secure_table('rag.tenants', 'tenant_id');
 select rag._secure_table('rag.tenant_grants', 'tenant_id');
 select rag._secure_table('rag.collections', 'tenant_id');
-select rag._secure_table('rag.collection_languages', 'tenant_id');
 select rag._secure_table('rag.documents', 'tenant_id');
 select rag._secure_table('rag.past_documents', 'tenant_id');
 select rag._secure_table('rag.past_chunks', 'tenant_id');
@@ -21,9 +20,7 @@ select rag._secure_table('rag.completions', 'tenant_id');
 select rag._secure_table('rag.uploads', 'tenant_id');
 select rag._secure_table('rag.runs', 'tenant_id');
 select rag._secure_table('rag.run_documents', 'tenant_id');
-select rag._secure_table('rag.lexical_statistics', 'tenant_id');
 select rag._secure_table('rag.lexeme_statistics', 'tenant_id');
-select rag._secure_table('rag.lexeme_deltas', 'tenant_id');
 select rag._secure_table('rag.posting_sets', 'tenant_id');
 select rag._secure_table('rag.postings', 'tenant_id');
 select rag._secure_table('rag.eval_sets', 'tenant_id');

@@ -168,13 +168,7 @@ SMALL = {
     "tenants",
     "tenant_grants",
     "collections",
-    "collection_languages",
-    "lexical_statistics",
-    # Some hundred rows a tenant, then they are folded.
-    "lexeme_deltas",
     "models",
-    # Two sets a model at most.
-    "word_vector_sets",
     "partitions",
     "rate_limits",
     "backfills",

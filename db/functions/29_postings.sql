@@ -167,6 +167,7 @@ begin
         from rag.lexeme_statistics as s
         where
             s.tenant_id = _begin_postings.tenant_id
+            and s.lexeme <> ''
             -- To add a block of a list takes 11 µs, to look up and score a chunk 1.3: GIN is as
             -- fast for 8 chunks a block, and takes no room.
             and s.chunks >= greatest(100, 8 * v_chunks / rag._posting_block_size())

@@ -175,7 +175,8 @@ begin
         c.end_offset, c.heading_path, c.content_hash, l.length, s.reference_length, l.k1, l.b,
         l.lexemes, l.weights
     from rag.documents as d
-    join rag.lexical_statistics as s on s.tenant_id = _archive.tenant_id
+    join rag.lexeme_statistics as s
+        on s.tenant_id = _archive.tenant_id and s.lexeme = '' and s.delta_id = 0
     join rag.chunks as c
         on c.partition_id = _archive.partition_id
         and c.tenant_id = _archive.tenant_id
