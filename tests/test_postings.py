@@ -250,7 +250,12 @@ def test_lists_are_made_anew_when_much_has_changed(connection: Connection[Any]) 
     assert connection.execute(
         "select generation, is_ready, is_building from rag.posting_sets"
     ).fetchall() == [(generation + 1, True, False)]
-    assert scalar(connection, "select count(distinct generation) from rag.postings where generation > 0") == 1
+    assert (
+        scalar(
+            connection, "select count(distinct generation) from rag.postings where generation > 0"
+        )
+        == 1
+    )
     assert scalar(connection, CHANGES) == 0
     check(connection)
 

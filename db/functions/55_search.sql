@@ -305,6 +305,42 @@ comment on function rag._search_model(rag.tenants, text) is
     'The model whose embeddings a search compares: the tenant''s active one, or the one named if '
     'his passages have embeddings of it.';
 
+create or replace function rag._search_collection(tenant_id int, name text)
+    returns rag.collections
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    v_collection rag.collections;
+begin
+    -- Most tenants have a few: found by the primary key, which a search has open anyway, a lock
+    -- less. Of more than that the rest is found by name, or each search would read all of them.
+    select c.* into v_collection
+    from (
+        select n.*
+        from rag.collections as n
+        where n.tenant_id = _search_collection.tenant_id
+        order by n.collection_id
+        limit 30
+    ) as c
+    where c.name = _search_collection.name;
+    if not found then
+        v_collection := rag._collection(_search_collection.tenant_id, _search_collection.name);
+    end if;
+    return v_collection;
+end
+$$;
+
+comment on function rag._search_collection(int, text) is
+    'The tenant''s collection of that name, or an error, as rag._collection; for searches.';
+
 create or replace function rag._has_expired(tenant_id int)
     returns boolean
     language plpgsql
@@ -393,7 +429,7 @@ begin
         perform rag._count_requests(v_context.tenant_id, 'searches');
     end if;
     if _candidates.collection is not null then
-        v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
+        v_collection := rag._search_collection(v_context.tenant_id, _candidates.collection);
     end if;
     v_fusion := coalesce(_candidates.fusion, v_collection.fusion, 'standard');
     if v_fusion is distinct from coalesce(_candidates.fusion, 'standard') then
