@@ -430,7 +430,10 @@ def test_locks_do_not_grow_with_the_partitions(database: str, role: RoleFactory)
 
 
 # All that a tenant with a partition of his own may have, and all that a search may ask of it.
-BIG_QUERY = "common word21 unknown21"
+BIG_QUERIES: dict[str, LiteralString] = {
+    "words": "common word21 unknown21",
+    "phrase": '"common word" common word21 unknown21 -b',
+}
 BIG_OPTIONS: dict[str, LiteralString] = {
     "lexical": "mode => 'lexical'",
     "lexical, filter": "mode => 'lexical', filter => '{\"a\": 1}'",
@@ -494,10 +497,10 @@ def test_a_search_takes_few_locks_in_a_big_tenant_too(database: str, role: RoleF
         admin.execute("select rag.create_tenant('tenant ' || n) from generate_series(1, 484) as n")
         admin.execute("vacuum analyze rag.tenants")
         admin.execute("select rag.put('Now another common word21.', 'changed')")
-        assert asked_lists(admin, BIG_QUERY)
-    calls = {
+        assert asked_lists(admin, BIG_QUERIES["words"])
+    calls: dict[str, LiteralString] = {
         f"{name}, {kind}": BIG_SEARCH.format(query, options)
-        for kind, query in {"words": BIG_QUERY, "phrase": f'"common word" {BIG_QUERY} -b'}.items()
+        for kind, query in BIG_QUERIES.items()
         for name, options in BIG_OPTIONS.items()
     }
     with Session(role("big").url, "big") as app:

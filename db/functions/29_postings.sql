@@ -8,8 +8,8 @@
 -- into new ones when there have been many.
 --
 -- All of it is in one table, because a search takes a lock on each table and each index that it
--- reads. By dimension: above 0 the lists, at 0 (and generation 0) what has changed, and below 0 which
--- chunk a place is, -1 for the first 500 places of a block.
+-- reads. By dimension: above 0 the lists, at 0 (and generation 0) what has changed, and below 0
+-- which chunk a place is, -1 for the first 500 places of a block.
 
 create or replace function rag._posting_block_size()
     returns int

@@ -108,7 +108,7 @@ end
 $$;
 
 comment on function rag._sum_word_vectors(int, text) is
-    'The embedding of a query by its words'' vectors, those of one set, of length 1; null when none '
+    'The embedding of a query by its words'' vectors, those of a set, of length 1; null when none '
     'is known.';
 
 create or replace function rag._query_hash(query text)
