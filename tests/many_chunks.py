@@ -88,10 +88,10 @@ statistics as (
     where s.n > 0
 ),
 totals as (
-    update rag.lexical_statistics as s
+    update rag.lexeme_statistics as s
     set chunks = %(chunks)s, total_length = 3 * %(chunks)s, reference_length = 3, is_settled = true
     from place as p
-    where s.tenant_id = p.tenant_id
+    where s.tenant_id = p.tenant_id and s.lexeme = '' and s.delta_id = 0
 )
 insert into rag.embeddings (
     partition_id, tenant_id, chunk_id, model_id, collection_id, facets, embedding

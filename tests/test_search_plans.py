@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from tests.conftest import as_user, drop_role
+from tests.test_postings import NEXT, asked_lists, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,13 +169,7 @@ SMALL = {
     "tenants",
     "tenant_grants",
     "collections",
-    "collection_languages",
-    "lexical_statistics",
-    # Some hundred rows a tenant, then they are folded.
-    "lexeme_deltas",
     "models",
-    # Two sets a model at most.
-    "word_vector_sets",
     "partitions",
     "rate_limits",
     "backfills",
@@ -432,3 +427,93 @@ def test_locks_do_not_grow_with_the_partitions(database: str, role: RoleFactory)
     bounds = dict.fromkeys(SEARCHES, 30) | {"explain": 60}
     held_by = {name: len(locks) for name, locks in few.items()}
     assert {n: c for n, c in held_by.items() if c > bounds.get(n, 115)} == {}
+
+
+# All that a tenant with a partition of his own may have, and all that a search may ask of it.
+BIG_QUERIES: dict[str, LiteralString] = {
+    "words": "common word21 unknown21",
+    "phrase": '"common word" common word21 unknown21 -b',
+}
+BIG_OPTIONS: dict[str, LiteralString] = {
+    "lexical": "mode => 'lexical'",
+    "lexical, filter": "mode => 'lexical', filter => '{\"a\": 1}'",
+    "semantic": "mode => 'semantic', embedding => array_fill(1, array[384])::vector",
+    "semantic, text only": "mode => 'semantic'",
+    "hybrid": "embedding => array_fill(1, array[384])::vector",
+    "hybrid, linear": "fusion => 'linear', embedding => array_fill(1, array[384])::vector",
+    "hybrid, rrf": "fusion => 'rrf', embedding => array_fill(1, array[384])::vector",
+    "hybrid, filter": """
+        filter => '{"a": 1}', embedding => array_fill(1, array[384])::vector
+    """,
+    "hybrid, range": """
+        filter => '{"a": {"$gte": 1}}', embedding => array_fill(1, array[384])::vector
+    """,
+    "hybrid, another model": """
+        model => 'all-MiniLM-L6-v2', embedding => array_fill(1, array[384])::vector
+    """,
+    "text only": "mode => 'hybrid'",
+    "text only, linear": "fusion => 'linear'",
+    "text only, rrf": "fusion => 'rrf'",
+    "text only, filter": "filter => '{\"a\": 1}'",
+    "text only, rare": "filter => '{\"a\": 2}'",
+    "text only, range": 'filter => \'{"a": {"$gte": 1}}\'',
+    "text only, collection": "collection => 'default'",
+    "text only, options": """
+        collection => 'default', filter => '{"a": {"$ne": 2}}', max_per_document => 1,
+        neighbours => 2, min_score => 0.1
+    """,
+}
+BIG_SEARCH: LiteralString = "select s.query_embedding from rag.search('{}', {}) as s"
+
+
+def test_a_search_takes_few_locks_in_a_big_tenant_too(database: str, role: RoleFactory) -> None:
+    """Beside 500 partitions, with HNSW, posting lists that have changed, and word vectors."""
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("select rag.create_tenant('big')")
+        admin.execute("select rag.set_tenant('big')")
+        for n in range(2):
+            admin.execute(PUT, {"uri": f"uri {n} "})
+        admin.execute(
+            "select rag.put('Once more the common word21.', 'b', metadata => '{\"a\": 1}')"
+        )
+        admin.execute(EMBED)
+        admin.execute("call rag.isolate_tenant('big')")
+        admin.execute(
+            "select rag._fold_statistics(c.tenant_id, c.partition_id, 0) from rag._context() as c"
+        )
+        while admin.execute(NEXT).fetchone() in {("",), ("waiting",)}:
+            pass
+        choose(admin, always=True)
+        # "word21" is known, "unknown21" by its pieces.
+        admin.execute(
+            "with learned as (select rag.begin_word_vectors('test', m.name, 'test') as set_id"
+            " from rag.models as m)"
+            " select rag.put_word_vectors(l.set_id, array['word21', 'unknown', '##21'], array("
+            " select array_fill(n, array[384])::vector from generate_series(1, 3) as n))"
+            " from learned as l"
+        )
+        admin.execute("select rag.activate_word_vectors(s.set_id) from rag.word_vector_sets as s")
+        admin.execute("select rag._create_partition('shared') from generate_series(1, 484)")
+        admin.execute("select rag.create_tenant('tenant ' || n) from generate_series(1, 484) as n")
+        admin.execute("vacuum analyze rag.tenants")
+        admin.execute("select rag.put('Now another common word21.', 'changed')")
+        assert asked_lists(admin, BIG_QUERIES["words"])
+    calls: dict[str, LiteralString] = {
+        f"{name}, {kind}": BIG_SEARCH.format(query, options)
+        for kind, query in BIG_QUERIES.items()
+        for name, options in BIG_OPTIONS.items()
+    }
+    with Session(role("big").url, "big") as app:
+        for statement in calls.values():
+            app.locks(statement)
+        locks = {name: app.locks(statement) for name, statement in calls.items()}
+        kinds = app.connection.execute(calls["text only, words"]).fetchall()
+    assert set(kinds) == {("words",)}
+    own = max(partitions_of({name for name, _ in locks["text only, words"]}))
+    assert {
+        ("postings", "AccessShareLock"),
+        ("word_vectors", "AccessShareLock"),
+        ("queries", "RowExclusiveLock"),
+        (f"embeddings_m1_p{own}_embedding_idx", "AccessShareLock"),
+    } <= locks["text only, words"]
+    assert {name: sorted(held) for name, held in locks.items() if len(held) > 30} == {}

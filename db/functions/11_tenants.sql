@@ -72,7 +72,8 @@ begin
     perform rag._add_collection(v_tenant, 'default', 'markdown', 800, 100, 'english');
     -- 100 words is a guess, put right by rag._fold_statistics. Not left to the first put: others
     -- would wait until that one commits.
-    insert into rag.lexical_statistics (tenant_id, reference_length) values (v_tenant, 100);
+    insert into rag.lexeme_statistics (tenant_id, lexeme, total_length, reference_length)
+    values (v_tenant, '', 0, 100);
     insert into rag.tenant_usage (tenant_id) values (v_tenant);
     return v_tenant;
 end
@@ -134,24 +135,12 @@ begin
     delete from rag.postings as p where p.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'postings', v_rows;
-    delete from rag.posting_places as p where p.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'posting_places', v_rows;
-    delete from rag.posting_changes as c where c.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'posting_changes', v_rows;
     delete from rag.posting_sets as s where s.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'posting_sets', v_rows;
-    delete from rag.lexeme_deltas as s where s.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'lexeme_deltas', v_rows;
     delete from rag.lexeme_statistics as s where s.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'lexeme_statistics', v_rows;
-    delete from rag.lexical_statistics as s where s.tenant_id = v_tenant;
-    get diagnostics v_rows = row_count;
-    return query select 'lexical_statistics', v_rows;
     delete from rag.usage_deltas as d where d.tenant_id = v_tenant;
     get diagnostics v_rows = row_count;
     return query select 'usage_deltas', v_rows;

@@ -264,13 +264,14 @@ begin
         lexical_weight = v_new.lexical_weight,
         fusion = v_new.fusion,
         index_version = v_new.index_version,
-        reindexed_to = v_new.reindexed_to
+        reindexed_to = v_new.reindexed_to,
+        -- Queries are asked in both until all chunks are in the new one.
+        languages = case
+            when v_new.language = any(n.languages) then n.languages
+            else n.languages || v_new.language
+        end
     where n.tenant_id = v_tenant and n.collection_id = v_old.collection_id;
     if v_new.language <> v_old.language then
-        -- Queries are asked in both until all chunks are in the new one.
-        insert into rag.collection_languages (tenant_id, collection_id, language)
-        values (v_tenant, v_old.collection_id, v_new.language)
-        on conflict do nothing;
         update rag.documents as d
         set language = v_new.language
         where
@@ -387,17 +388,17 @@ as $$
 declare
     v_collection int;
 begin
-    insert into rag.collections (tenant_id, name, strategy, chunk_size, chunk_overlap, language)
+    -- Its language not by the first put: others would wait until that one commits.
+    insert into rag.collections (
+        tenant_id, name, strategy, chunk_size, chunk_overlap, language, languages
+    )
     values (
         _add_collection.tenant_id, _add_collection.name, _add_collection.strategy,
-        _add_collection.chunk_size, _add_collection.chunk_overlap, _add_collection.language
+        _add_collection.chunk_size, _add_collection.chunk_overlap, _add_collection.language,
+        array[_add_collection.language]
     )
     on conflict on constraint collections_name_is_unique do nothing
     returning collection_id into v_collection;
-    -- Now, not by the first put: others would wait until that one commits.
-    insert into rag.collection_languages (tenant_id, collection_id, language)
-    select _add_collection.tenant_id, v_collection, _add_collection.language
-    where v_collection is not null;
     return v_collection;
 end
 $$;

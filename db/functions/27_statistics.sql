@@ -1,4 +1,8 @@
 -- The statistics that BM25 needs: per tenant, kept as deltas that are folded.
+--
+-- A row for each lexeme, and under '', which is no lexeme, what is of all of them together: at
+-- delta_id 0 the totals, above it deltas, which a search adds up. In one table, because a search
+-- takes a lock on each table and each index that it reads.
 
 create or replace function rag._fold_statistics(
     tenant_id int, partition_id int, at_least int default 5000
@@ -18,8 +22,8 @@ declare
 begin
     -- A search adds up what is not taken in: 5,000 lexemes cost it about half a millisecond.
     select sum(d.size), count(*) into v_lexemes, v_rows
-    from rag.lexeme_deltas as d
-    where d.tenant_id = _fold_statistics.tenant_id;
+    from rag.lexeme_statistics as d
+    where d.tenant_id = _fold_statistics.tenant_id and d.lexeme = '' and d.delta_id > 0;
     if v_rows = 0
         or (v_lexemes < _fold_statistics.at_least and v_rows < _fold_statistics.at_least / 50)
         -- Not in a transaction that could not see what another one has taken in meanwhile.
@@ -30,29 +34,29 @@ begin
     -- One at a time; whoever comes second leaves it to the first. No advisory lock, which any role
     -- could take and keep.
     perform
-    from rag.lexical_statistics as s
-    where s.tenant_id = _fold_statistics.tenant_id
+    from rag.lexeme_statistics as s
+    where s.tenant_id = _fold_statistics.tenant_id and s.lexeme = '' and s.delta_id = 0
     for update skip locked;
     if not found then
         return 0;
     end if;
     with
     taken as (
-        delete from rag.lexeme_deltas as d
-        where d.tenant_id = _fold_statistics.tenant_id
+        delete from rag.lexeme_statistics as d
+        where d.tenant_id = _fold_statistics.tenant_id and d.lexeme = '' and d.delta_id > 0
         returning
             d.chunks, d.total_length, d.lexemes, d.counts, d.max_weights, d.sum_weights,
             d.sum_squares
     ),
     totals as (
-        update rag.lexical_statistics as s
+        update rag.lexeme_statistics as s
         set
             chunks = s.chunks + t.chunks,
             total_length = s.total_length + t.total_length
         from (
             select sum(x.chunks) as chunks, sum(x.total_length) as total_length from taken as x
         ) as t
-        where s.tenant_id = _fold_statistics.tenant_id
+        where s.tenant_id = _fold_statistics.tenant_id and s.lexeme = '' and s.delta_id = 0
     ),
     summed as (
         select
@@ -82,10 +86,14 @@ begin
 
     -- A new tenant's reference length is a guess: weigh anew, once, when 1,000 chunks tell better.
     -- That takes half a second.
-    update rag.lexical_statistics as s
+    update rag.lexeme_statistics as s
     set is_settled = true
     where
-        s.tenant_id = _fold_statistics.tenant_id and s.chunks >= 1000 and not s.is_settled
+        s.tenant_id = _fold_statistics.tenant_id
+        and s.lexeme = ''
+        and s.delta_id = 0
+        and s.chunks >= 1000
+        and not s.is_settled
     returning true into v_is_settled;
     if v_is_settled then
         perform rag._reweigh(_fold_statistics.tenant_id, _fold_statistics.partition_id);
@@ -113,9 +121,9 @@ begin
     -- row, see rag._lock_tenant); otherwise the next one tries again.
     perform from rag.tenants as t where t.tenant_id = _reweigh.tenant_id for update skip locked;
     if not found then
-        update rag.lexical_statistics as s
+        update rag.lexeme_statistics as s
         set is_settled = false
-        where s.tenant_id = _reweigh.tenant_id;
+        where s.tenant_id = _reweigh.tenant_id and s.lexeme = '' and s.delta_id = 0;
         return false;
     end if;
     -- All of them at once are a tenant's first chunks again, whose mean length is the reference.
@@ -152,22 +160,19 @@ as $$
 #variable_conflict use_column
 begin
     select
-        case
-            when s.chunks + d.chunks > 0
-                then nullif(s.total_length + d.total_length, 0) / (s.chunks + d.chunks)
-        end,
+        case when s.chunks > 0 then nullif(s.total_length, 0) / s.chunks end,
         s.reference_length,
-        (s.chunks + d.chunks)::double precision
+        s.chunks::double precision
     into mean_length, reference_length, chunks
-    from rag.lexical_statistics as s
-    cross join (
+    from (
         select
-            coalesce(sum(x.chunks), 0) as chunks,
-            coalesce(sum(x.total_length), 0) as total_length
-        from rag.lexeme_deltas as x
-        where x.tenant_id = _lexical_totals.tenant_id
-    ) as d
-    where s.tenant_id = _lexical_totals.tenant_id;
+            sum(x.chunks) as chunks,
+            max(x.total_length) filter (where x.delta_id = 0)
+            + coalesce(sum(x.total_length) filter (where x.delta_id > 0), 0) as total_length,
+            max(x.reference_length) as reference_length
+        from rag.lexeme_statistics as x
+        where x.tenant_id = _lexical_totals.tenant_id and x.lexeme = ''
+    ) as s;
 end
 $$;
 
@@ -207,11 +212,15 @@ begin
             s.tenant_id = _lexeme_totals.tenant_id and s.lexeme = any(_lexeme_totals.lexemes)
         union all
         select x.lexeme, x.chunks, x.max_weight, x.sum_weight, x.sum_square
-        from rag.lexeme_deltas as d
+        from rag.lexeme_statistics as d
         cross join lateral unnest(
             d.lexemes, d.counts, d.max_weights, d.sum_weights, d.sum_squares
         ) as x (lexeme, chunks, max_weight, sum_weight, sum_square)
-        where d.tenant_id = _lexeme_totals.tenant_id and x.lexeme = any(_lexeme_totals.lexemes)
+        where
+            d.tenant_id = _lexeme_totals.tenant_id
+            and d.lexeme = ''
+            and d.delta_id > 0
+            and x.lexeme = any(_lexeme_totals.lexemes)
     ) as u
     group by u.lexeme
     having sum(u.chunks) > 0;

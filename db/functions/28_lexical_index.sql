@@ -21,8 +21,8 @@ begin
     perform rag._note_posting_changes(_index_chunks.tenant_id, _index_chunks.chunks);
     -- It does not change meanwhile: who writes has locked the tenant against rag._reweigh.
     select s.reference_length into v_reference
-    from rag.lexical_statistics as s
-    where s.tenant_id = _index_chunks.tenant_id;
+    from rag.lexeme_statistics as s
+    where s.tenant_id = _index_chunks.tenant_id and s.lexeme = '' and s.delta_id = 0;
     -- A tenant's first chunks tell better than a guess, if nobody else is writing yet.
     if (rag._lexical_totals(_index_chunks.tenant_id)).chunks = 0 then
         perform
@@ -120,10 +120,14 @@ begin
         from texts as t
     ),
     settled as (
-        update rag.lexical_statistics as s
+        update rag.lexeme_statistics as s
         set reference_length = r.found_length, is_settled = r.chunks >= 1000
         from reference as r
-        where s.tenant_id = _index_chunks.tenant_id and r.found_length is not null
+        where
+            s.tenant_id = _index_chunks.tenant_id
+            and s.lexeme = ''
+            and s.delta_id = 0
+            and r.found_length is not null
     ),
     indexed as (
         insert into rag.lexemes (
@@ -186,12 +190,14 @@ begin
         from weighted as w
         group by w.lexeme
     )
-    insert into rag.lexeme_deltas (
-        tenant_id, chunks, total_length, size, lexemes, counts, max_weights, sum_weights,
-        sum_squares
+    insert into rag.lexeme_statistics (
+        tenant_id, lexeme, delta_id, chunks, total_length, size, lexemes, counts, max_weights,
+        sum_weights, sum_squares
     )
     select
         _index_chunks.tenant_id,
+        '',
+        nextval('rag.lexeme_delta_ids'),
         (select count(*) from texts),
         (select sum(t.length) from texts as t),
         count(*),
@@ -389,12 +395,14 @@ begin
     summed as (
         select count(*) as chunks, sum(g.length) as length from gone as g
     )
-    insert into rag.lexeme_deltas (
-        tenant_id, chunks, total_length, size, lexemes, counts, max_weights, sum_weights,
-        sum_squares
+    insert into rag.lexeme_statistics (
+        tenant_id, lexeme, delta_id, chunks, total_length, size, lexemes, counts, max_weights,
+        sum_weights, sum_squares
     )
     select
         _unindex_chunks.tenant_id,
+        '',
+        nextval('rag.lexeme_delta_ids'),
         -s.chunks,
         -s.length,
         (select count(*) from counted),

@@ -12,6 +12,10 @@
 -- search look at it in vain, and is noted as a change, which makes every search look at it; the
 -- next maintenance puts changes into a block of their own, and all into new ones when there have
 -- been many.
+--
+-- All of it is in one table, because a search takes a lock on each table and each index that it
+-- reads. By dimension: above 0 the lists, at 0 (and generation 0) what has changed, and below 0
+-- which chunk a place is, -1 for the first 500 places of a block.
 
 create or replace function rag._posting_block_size()
     returns int
@@ -53,11 +57,11 @@ create or replace function rag._facet_dimension(facet int)
     immutable
     parallel safe
     security invoker
-return -abs(facet);
+return 1000000001 + abs(facet) % 1147483646;
 
 comment on function rag._facet_dimension(int) is
-    'Under which dimension a facet has its posting list: lexemes have those above 0. Two facets '
-    'may share one, which only lets more pass.';
+    'Under which dimension a facet has its posting list: lexemes have those up to a thousand '
+    'million. Two facets may share one, which only lets more pass.';
 
 create or replace function rag._drop_postings(tenant_id int, generation int default null)
     returns void
@@ -71,17 +75,15 @@ begin
     delete from rag.postings as p
     where
         p.tenant_id = _drop_postings.tenant_id
-        and p.generation <> all(array_remove(array[_drop_postings.generation], null));
-    delete from rag.posting_places as p
-    where
-        p.tenant_id = _drop_postings.tenant_id
-        and p.generation <> all(array_remove(array[_drop_postings.generation], null));
+        and (
+            _drop_postings.generation is null
+            or p.generation not in (0, _drop_postings.generation)
+        );
     delete from rag.posting_sets as s
     where
         s.tenant_id = _drop_postings.tenant_id
         and s.generation <> all(array_remove(array[_drop_postings.generation], null));
     if _drop_postings.generation is null then
-        delete from rag.posting_changes as c where c.tenant_id = _drop_postings.tenant_id;
         update rag.tenants as t
         set posting_generation = null, has_posting_changes = false
         where t.tenant_id = _drop_postings.tenant_id;
@@ -91,6 +93,31 @@ $$;
 
 comment on function rag._drop_postings(int, int) is
     'Delete a tenant''s posting lists, but for those of the generation that is given.';
+
+create or replace function rag._posting_changes(tenant_id int)
+    returns bigint
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- Of few rows among many lists.
+    set enable_seqscan = off
+as $$
+begin
+    return (
+        select coalesce(sum(cardinality(p.chunk_ids)), 0)
+        from rag.postings as p
+        where
+            p.tenant_id = _posting_changes.tenant_id
+            and p.generation = 0
+            and p.dimension = 0
+    );
+end
+$$;
+
+comment on function rag._posting_changes(int) is
+    'How many times a chunk of the tenant was indexed since his posting lists were made.';
 
 create or replace function rag._postings_due()
     returns table (tenant_id int, reason text)
@@ -104,12 +131,6 @@ as $$
 #variable_conflict use_column
 begin
     return query
-    with
-    changes as materialized (
-        select c.tenant_id, count(*) as changes
-        from rag.posting_changes as c
-        group by c.tenant_id
-    )
     select
         t.tenant_id,
         case
@@ -121,7 +142,7 @@ begin
     from rag.tenants as t
     join rag.partitions as p on p.partition_id = t.partition_id
     join rag._tenant_chunks() as n on n.tenant_id = t.tenant_id
-    left join changes as c on c.tenant_id = t.tenant_id
+    cross join lateral (select rag._posting_changes(t.tenant_id) as changes) as c
     left join rag.posting_sets as s on s.tenant_id = t.tenant_id and s.is_building
     where
         case p.kind
@@ -169,11 +190,7 @@ begin
     -- a look: once a third is too much, all are made anew.
     if found
         and v_set.blocks < 8 + 1.3 * v_chunks / rag._posting_block_size()
-        and 1.3 * v_chunks > v_set.places + (
-            select count(*)
-            from rag.posting_changes as c
-            where c.tenant_id = _begin_postings.tenant_id
-        )
+        and 1.3 * v_chunks > v_set.places + rag._posting_changes(_begin_postings.tenant_id)
     then
         update rag.posting_sets as s
         set is_building = true, waits_for = null, last_chunk = 0
@@ -205,8 +222,10 @@ begin
     insert into rag.posting_sets (tenant_id, generation, dimensions, idfs)
     select
         _begin_postings.tenant_id, coalesce(v_generation, 0) + 1,
-        -- 0 is the mark of chunks with too many facets: whatever is looked for, they may have it.
-        coalesce(array_agg(d.dimension), '{}') || 0 || coalesce(v_facets, '{}'),
+        -- Facet 0 is of chunks with too many: whatever is looked for, they may have it.
+        coalesce(array_agg(d.dimension), '{}')
+        || rag._facet_dimension(0)
+        || coalesce(v_facets, '{}'),
         coalesce(array_agg(d.idf), '{}') || 1::real || coalesce(v_shares, '{}')
     from (
         select
@@ -216,6 +235,7 @@ begin
         from rag.lexeme_statistics as s
         where
             s.tenant_id = _begin_postings.tenant_id
+            and s.lexeme <> ''
             -- To add a block of a list takes 18 µs, to look up and score a chunk 1.3: GIN is as
             -- fast for 14 chunks a block, and takes no room.
             and s.chunks >= greatest(100, 16 * v_chunks / rag._posting_block_size())
@@ -247,9 +267,12 @@ begin
     if v_waits_for is null or v_waits_for >= pg_snapshot_xmax(pg_current_snapshot()) then
         -- Whoever noted a change up to the last one, or saw no need to note one, has a number that
         -- is not above this one, which is taken later.
-        select coalesce(max(c.change_id), 0) into v_last
-        from rag.posting_changes as c
-        where c.tenant_id = _can_read_postings.tenant_id;
+        select coalesce(max(p.change_id), 0) into v_last
+        from rag.postings as p
+        where
+            p.tenant_id = _can_read_postings.tenant_id
+            and p.generation = 0
+            and p.dimension = 0;
         v_waits_for := pg_current_xact_id();
         update rag.posting_sets as s
         set waits_for = v_waits_for, last_change = v_last
@@ -290,10 +313,13 @@ begin
     if v_set.is_ready then
         v_members := array(
             select distinct c.chunk_id
-            from rag.posting_changes as c
+            from rag.postings as p
+            cross join lateral unnest(p.chunk_ids) as c (chunk_id)
             where
-                c.tenant_id = _build_postings.tenant_id
-                and c.change_id <= v_set.last_change
+                p.tenant_id = _build_postings.tenant_id
+                and p.generation = 0
+                and p.dimension = 0
+                and p.change_id <= v_set.last_change
                 and c.chunk_id > v_set.last_chunk
             order by c.chunk_id
             limit rag._posting_block_size()
@@ -313,12 +339,6 @@ begin
     if v_members = '{}' then
         return false;
     end if;
-    insert into rag.posting_places (tenant_id, generation, block, part, chunk_ids)
-    select
-        _build_postings.tenant_id, v_set.generation, v_set.blocks, (m.place - 1) / 500,
-        array_agg(m.chunk_id order by m.place)
-    from unnest(v_members) with ordinality as m (chunk_id, place)
-    group by (m.place - 1) / 500;
     with
     found as materialized (
         select
@@ -366,19 +386,21 @@ begin
         ) as x
         group by x.dimension, x.idf
     )
-    select max(w.weight) into v_most from weighed as w;
+    select greatest(v_set.max_weight, max(w.weight)) into v_most from weighed as w;
+    insert into rag.postings (tenant_id, generation, dimension, block, idf, chunk_ids)
+    select
+        _build_postings.tenant_id, v_set.generation, -1 - (m.place - 1) / 500, v_set.blocks,
+        case when (m.place - 1) / 500 = 0 then v_most end,
+        array_agg(m.chunk_id order by m.place)
+    from unnest(v_members) with ordinality as m (chunk_id, place)
+    group by (m.place - 1) / 500;
     update rag.posting_sets as s
     set
         blocks = s.blocks + 1,
         places = s.places + cardinality(v_members),
         last_chunk = v_members[cardinality(v_members)],
-        max_weight = greatest(s.max_weight, v_most)
+        max_weight = v_most
     where s.tenant_id = _build_postings.tenant_id and s.generation = v_set.generation;
-    if v_set.is_ready then
-        update rag.tenants as t
-        set posting_max_weight = v_most
-        where t.tenant_id = _build_postings.tenant_id and t.posting_max_weight < v_most;
-    end if;
     -- What comes behind a block that is not full has come since the build began: it is a change.
     return cardinality(v_members) = rag._posting_block_size();
 end
@@ -403,10 +425,14 @@ begin
     set is_building = false, is_ready = true
     where s.tenant_id = _finish_postings.tenant_id and s.is_building
     returning s.* into v_set;
-    delete from rag.posting_changes as c
-    where c.tenant_id = _finish_postings.tenant_id and c.change_id <= v_set.last_change;
+    delete from rag.postings as p
+    where
+        p.tenant_id = _finish_postings.tenant_id
+        and p.generation = 0
+        and p.dimension = 0
+        and p.change_id <= v_set.last_change;
     update rag.tenants as t
-    set posting_generation = v_set.generation, posting_max_weight = v_set.max_weight
+    set posting_generation = v_set.generation
     where
         t.tenant_id = _finish_postings.tenant_id
         and t.posting_generation is distinct from v_set.generation;
@@ -473,10 +499,13 @@ create or replace function rag._note_posting_changes(tenant_id int, chunks bigin
     set search_path = pg_catalog, public, pg_temp
 as $$
 begin
-    insert into rag.posting_changes (tenant_id, chunk_id)
-    select t.tenant_id, u.chunk_id
+    -- As many a row as places: what is not compressed has to fit into a page.
+    insert into rag.postings (tenant_id, generation, dimension, block, change_id, chunk_ids)
+    select
+        t.tenant_id, 0, 0, 0, nextval('rag.posting_change_ids'),
+        _note_posting_changes.chunks[n:n + 499]
     from rag.tenants as t
-    cross join unnest(_note_posting_changes.chunks) as u (chunk_id)
+    cross join generate_series(1, cardinality(_note_posting_changes.chunks), 500) as n
     where
         t.tenant_id = _note_posting_changes.tenant_id
         -- Who cannot see today's answer notes them in any case.

@@ -102,19 +102,27 @@ begin
     where t.tenant_id = _forget_languages.tenant_id
     for update skip locked;
     if found then
-        delete from rag.collection_languages as l
-        where
-            l.tenant_id = _forget_languages.tenant_id
-            and l.collection_id = (_forget_languages.collection).collection_id
-            and l.language <> (_forget_languages.collection).language
-            and not exists (
-                select
-                from rag.documents as d
+        update rag.collections as n
+        set
+            languages = array(
+                select l.language
+                from unnest(n.languages) with ordinality as l (language, place)
                 where
-                    d.tenant_id = _forget_languages.tenant_id
-                    and d.collection_id = (_forget_languages.collection).collection_id
-                    and d.language = l.language
-            );
+                    l.language = n.language
+                    or exists (
+                        select
+                        from rag.documents as d
+                        where
+                            d.tenant_id = n.tenant_id
+                            and d.collection_id = n.collection_id
+                            and d.language = l.language
+                    )
+                order by l.place
+            )
+        where
+            n.tenant_id = _forget_languages.tenant_id
+            and n.collection_id = (_forget_languages.collection).collection_id
+            and cardinality(n.languages) > 1;
     end if;
 end
 $$;

@@ -149,20 +149,19 @@ begin
     v_expires_at := now() + rag._check_lifetime(
         coalesce(_put_documents.lifetime, v_collection.lifetime)
     );
+    if v_expires_at is not null then
+        perform rag._note_expiries(v_tenant);
+    end if;
     -- That of the collection, too: it may have been dropped since.
     v_language := rag._language(coalesce(_put_documents.language, v_collection.language));
 
-    if not exists (
-        select
-        from rag.collection_languages as l
+    if not v_language = any(v_collection.languages) then
+        update rag.collections as n
+        set languages = n.languages || v_language
         where
-            l.tenant_id = v_tenant
-            and l.collection_id = v_collection.collection_id
-            and l.language = v_language
-    ) then
-        insert into rag.collection_languages (tenant_id, collection_id, language)
-        values (v_tenant, v_collection.collection_id, v_language)
-        on conflict do nothing;
+            n.tenant_id = v_tenant
+            and n.collection_id = v_collection.collection_id
+            and not v_language = any(n.languages);
     end if;
 
     -- 1. Every document gets a row that this transaction holds until it ends: a new one, or that

@@ -119,6 +119,25 @@ $$;
 comment on function rag._check_lifetime(interval) is
     'A document''s time to live, or the error for one that cannot be.';
 
+create or replace function rag._note_expiries(tenant_id int)
+    returns void
+    language plpgsql
+    volatile
+    parallel unsafe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+as $$
+begin
+    -- Once, and it stays: most tenants never have any, and their searches need not look.
+    update rag.tenants as t
+    set has_expiries = true
+    where t.tenant_id = _note_expiries.tenant_id and not t.has_expiries;
+end
+$$;
+
+comment on function rag._note_expiries(int) is
+    'Note that a tenant has documents that expire; whoever writes one does so.';
+
 create or replace function rag._archive(
     tenant_id int, partition_id int, documents bigint[], keep interval
 )
@@ -156,7 +175,8 @@ begin
         c.end_offset, c.heading_path, c.content_hash, l.length, s.reference_length, l.k1, l.b,
         l.lexemes, l.weights
     from rag.documents as d
-    join rag.lexical_statistics as s on s.tenant_id = _archive.tenant_id
+    join rag.lexeme_statistics as s
+        on s.tenant_id = _archive.tenant_id and s.lexeme = '' and s.delta_id = 0
     join rag.chunks as c
         on c.partition_id = _archive.partition_id
         and c.tenant_id = _archive.tenant_id
@@ -585,6 +605,7 @@ begin
         coalesce(rag._separators(v_past.chunking), '{}'), null
     ) as d;
     if v_expires_at is not null then
+        perform rag._note_expiries(v_context.tenant_id);
         update rag.documents as d
         set expires_at = v_expires_at
         where d.tenant_id = v_context.tenant_id and d.document_id = v_document;

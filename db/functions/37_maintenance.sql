@@ -26,14 +26,13 @@ create or replace function rag._tenant_chunks()
     set search_path = pg_catalog, public, pg_temp
 as $$
     -- By the statistics of BM25, which are exact; counting would read every partition.
-    select t.tenant_id, t.partition_id, coalesce(s.chunks, 0) + coalesce(d.chunks, 0)
+    select t.tenant_id, t.partition_id, s.chunks
     from rag.tenants as t
-    left join rag.lexical_statistics as s on s.tenant_id = t.tenant_id
-    left join (
-        select x.tenant_id, sum(x.chunks)::bigint as chunks
-        from rag.lexeme_deltas as x
-        group by x.tenant_id
-    ) as d on d.tenant_id = t.tenant_id
+    cross join lateral (
+        select coalesce(sum(x.chunks), 0)::bigint as chunks
+        from rag.lexeme_statistics as x
+        where x.tenant_id = t.tenant_id and x.lexeme = ''
+    ) as s
 $$;
 
 comment on function rag._tenant_chunks() is 'How many chunks each tenant has.';
@@ -260,8 +259,14 @@ begin
     where e.expired + e.past + e.records > 0;
 
     return query
-    select 'fold', null::int, 'rag.lexeme_deltas', format('%s rows wait', count(*))
-    from rag.lexeme_deltas as d
+    select 'fold', null::int, 'rag.lexeme_statistics', format('%s rows wait', count(*))
+    from rag.tenants as t
+    cross join lateral (
+        select
+        from rag.lexeme_statistics as d
+        where d.tenant_id = t.tenant_id and d.lexeme = '' and d.delta_id > 0
+        offset 0
+    ) as w
     having count(*) > 0;
 
     return query
@@ -617,10 +622,16 @@ declare
     v_last bigint;
 begin
     for v_tenant in
-        select distinct d.tenant_id
-        from rag.lexeme_deltas as d
-        where d.tenant_id > _fold_next.after
-        order by d.tenant_id
+        select t.tenant_id
+        from rag.tenants as t
+        cross join lateral (
+            select
+            from rag.lexeme_statistics as d
+            where d.tenant_id = t.tenant_id and d.lexeme = '' and d.delta_id > 0
+            limit 1
+        ) as w
+        where t.tenant_id > _fold_next.after
+        order by t.tenant_id
         limit _fold_next.most
     loop
         v_last := v_tenant;

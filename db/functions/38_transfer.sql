@@ -123,12 +123,12 @@ begin
         'kind', 'collection',
         'name', n.name,
         'settings', to_jsonb(n) - array[
-            'tenant_id', 'collection_id', 'name', 'created_at', 'index_version', 'reindexed_to'
+            'tenant_id', 'collection_id', 'name', 'created_at', 'index_version', 'reindexed_to',
+            'languages'
         ],
         'languages', (
             select json_agg(l.language order by l.language)
-            from rag.collection_languages as l
-            where l.tenant_id = v_tenant and l.collection_id = n.collection_id
+            from unnest(n.languages) as l (language)
         )
     )::text
     from rag.collections as n
@@ -402,7 +402,8 @@ begin
         return false;
     end if;
     v_columns := rag._known_columns('rag.collections', v_given, array[
-        'tenant_id', 'collection_id', 'name', 'created_at', 'index_version', 'reindexed_to'
+        'tenant_id', 'collection_id', 'name', 'created_at', 'index_version', 'reindexed_to',
+        'languages'
     ]);
     execute format(
         'update rag.collections as n set (%1$s) = row(r.%2$s) '
@@ -411,10 +412,20 @@ begin
         array_to_string(v_columns, ', '), array_to_string(v_columns, ', r.')
     )
     using _import_collection.tenant_id, v_collection, v_given;
-    insert into rag.collection_languages (tenant_id, collection_id, language)
-    select _import_collection.tenant_id, v_collection, rag._language(l.language)
-    from jsonb_array_elements_text(_import_collection.line -> 'languages') as l (language)
-    on conflict do nothing;
+    update rag.collections as n
+    set
+        languages = array(
+            select distinct l.language
+            from (
+                select u.language from unnest(n.languages) as u (language)
+                union all
+                select rag._language(g.language)
+                from jsonb_array_elements_text(_import_collection.line -> 'languages')
+                    as g (language)
+            ) as l
+            order by l.language
+        )
+    where n.tenant_id = _import_collection.tenant_id and n.collection_id = v_collection;
     return true;
 end
 $$;
@@ -457,6 +468,12 @@ begin
     end if;
     perform rag._check_imported_document(l.line -> 'document')
     from unnest(_import_documents.lines) as l (line);
+    perform rag._note_expiries(_import_documents.tenant_id)
+    where exists (
+        select
+        from unnest(_import_documents.lines) as l (line)
+        where l.line -> 'document' ->> 'expires_at' is not null
+    );
     for v_columns, v_lines in
         select g.columns, array_agg(g.line order by g.n)
         from (
@@ -953,7 +970,8 @@ begin
         puts_per_minute = s.puts_per_minute,
         searches_per_minute = s.searches_per_minute,
         keep_records = s.keep_records,
-        model_id = s.model_id
+        model_id = s.model_id,
+        has_expiries = s.has_expiries
     from rag.tenants as s
     where t.tenant_id = v_to and s.tenant_id = v_from
     returning t.partition_id into v_new;
@@ -963,13 +981,12 @@ begin
     where m.dropped_at is null;
     -- Made with the tenant; the originals come.
     delete from rag.collections as n where n.tenant_id = v_to;
-    delete from rag.lexical_statistics as s where s.tenant_id = v_to;
+    delete from rag.lexeme_statistics as s where s.tenant_id = v_to;
     -- With the same ids, which are ids inside of a tenant. Jobs before embeddings: an embedder that
     -- stores one meanwhile leaves either here.
     foreach kind in array array[
-        'collections', 'collection_languages', 'documents', 'past_documents', 'past_chunks',
-        'past_embeddings', 'chunks', 'lexemes',
-        'lexical_statistics', 'lexeme_statistics', 'lexeme_deltas', 'jobs', 'embeddings',
+        'collections', 'documents', 'past_documents', 'past_chunks',
+        'past_embeddings', 'chunks', 'lexemes', 'lexeme_statistics', 'jobs', 'embeddings',
         'eval_sets', 'eval_queries', 'judgements', 'eval_runs', 'eval_results'
     ] loop
         if kind = 'jobs' then

@@ -327,6 +327,9 @@ begin
             );
         if not coalesce(alter_model.force, false) then
             delete from rag.word_vector_sets as s where s.model_id = v_old.model_id;
+            update rag.models as m
+            set word_vector_set = null
+            where m.model_id = v_old.model_id;
         end if;
     end if;
     if v_changed <> '{}' and not coalesce(alter_model.force, false)

@@ -157,26 +157,37 @@ begin
     -- Each text is indexed in its own language, so the words are looked for in all of them.
     v_languages := array(
         select distinct l.language
-        from rag.collection_languages as l
-        where
-            l.tenant_id = _query_terms.tenant_id
-            and (_query_terms.collection_id is null
-                or l.collection_id = _query_terms.collection_id)
+        from (
+            select n.languages
+            from rag.collections as n
+            where
+                n.tenant_id = _query_terms.tenant_id
+                and (_query_terms.collection_id is null
+                    or n.collection_id = _query_terms.collection_id)
+            -- By the primary key, which the search has open anyway: a lock less.
+            order by n.collection_id
+        ) as c
+        cross join unnest(c.languages) as l (language)
     );
     if cardinality(v_languages) > 1 then
         -- The language of a collection that holds nothing would only add words to the query.
         v_languages := array(
             select distinct l.language
-            from rag.collection_languages as l
-            where
-                l.tenant_id = _query_terms.tenant_id
-                and (_query_terms.collection_id is null
-                    or l.collection_id = _query_terms.collection_id)
-                and exists (
-                    select
-                    from rag.documents as d
-                    where d.tenant_id = l.tenant_id and d.collection_id = l.collection_id
-                )
+            from (
+                select n.languages
+                from rag.collections as n
+                where
+                    n.tenant_id = _query_terms.tenant_id
+                    and (_query_terms.collection_id is null
+                        or n.collection_id = _query_terms.collection_id)
+                    and exists (
+                        select
+                        from rag.documents as d
+                        where d.tenant_id = n.tenant_id and d.collection_id = n.collection_id
+                    )
+                order by n.collection_id
+            ) as c
+            cross join unnest(c.languages) as l (language)
         );
     end if;
     -- One that was dropped takes its own words along, not the search.

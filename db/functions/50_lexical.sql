@@ -240,6 +240,7 @@ create or replace function rag._top_chunks(
     share double precision,
     depth int,
     within bigint[],
+    posting_generation int,
     out chunk_ids bigint[],
     out scores double precision[]
 )
@@ -306,23 +307,26 @@ begin
     end if;
 
     -- However few blocks they have.
-    if rag._is_for_posting_lists(
-        v_postings, _top_chunks.bounds, 0, 1, 0, _top_chunks.depth
-    ) then
+    if _top_chunks.posting_generation is not null
+        and rag._is_for_posting_lists(
+            v_postings, _top_chunks.bounds, 0, 1, 0, _top_chunks.depth
+        )
+    then
         v_dimensions := array(
             select rag._lexeme_dimension(g.lexeme)
             from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
             order by g.n
         );
         v_lists := rag._posting_lists(
-            _top_chunks.tenant_id, v_dimensions, _top_chunks.idfs, _top_chunks.facets
+            _top_chunks.tenant_id, _top_chunks.posting_generation, v_dimensions, _top_chunks.idfs,
+            _top_chunks.facets
         );
         -- Of those that have the rarest of its facets more meet the filter than of all.
         v_lists_wanted := greatest(
             _top_chunks.depth, v_wanted * coalesce(v_lists.mark_share, 1)
         );
-        v_has_lists := v_lists.generation is not null;
         v_times := v_lists.times;
+        v_has_lists := v_times is not null;
         -- What a chunk has to beat is about half of what it could have at most (.47 on average of
         -- 500 questions; .28 under a filter that keeps a tenth). If lists are faster by that, GIN
         -- is only asked for lexemes without one: to score the 2,000 matches of a rare one takes it
@@ -373,7 +377,7 @@ begin
         if v_is_for_lists then
             select c.chunk_ids, c.scores into chunk_ids, scores
             from rag._posted_chunks(
-                _top_chunks.tenant_id, _top_chunks.partition_id, v_lists.generation,
+                _top_chunks.tenant_id, _top_chunks.partition_id, _top_chunks.posting_generation,
                 v_lists.blocks, v_lists.changes > 0,
                 array(
                     select g.dimension
@@ -449,7 +453,7 @@ $$;
 
 comment on function rag._top_chunks(
     int, int, text[], double precision[], double precision[], double precision[], tsquery, int,
-    jsonpath, text[], double precision, int, bigint[]
+    jsonpath, text[], double precision, int, bigint[], int
 ) is 'The best chunks by stored weights, exactly, without scoring all that match; best first.';
 
 create or replace function rag._rescore(
@@ -549,6 +553,7 @@ create or replace function rag._lexical_lists(
     within bigint[],
     facets text[],
     share double precision,
+    posting_generation int,
     out chunk_ids bigint[],
     out scores double precision[],
     out standards double precision[]
@@ -589,7 +594,7 @@ begin
             _lexical_lists.tenant_id, _lexical_lists.partition_id, v_terms.terms, v_terms.counts,
             v_terms.idfs, v_terms.bounds, v_terms.must, _lexical_lists.collection_id,
             _lexical_lists.filter, _lexical_lists.facets, _lexical_lists.share, v_depth,
-            _lexical_lists.within
+            _lexical_lists.within, _lexical_lists.posting_generation
         );
         select
             array_agg(s.chunk_id order by s.score desc, s.chunk_id),
@@ -618,12 +623,13 @@ end
 $$;
 
 comment on function rag._lexical_lists(
-    int, int, text, int, jsonpath, int, bigint[], text[], double precision
+    int, int, text, int, jsonpath, int, bigint[], text[], double precision, int
 ) is
     'The tenant''s best chunks by BM25 with his own statistics; standards are the scores in '
     'standard deviations of the scores of all his chunks. within are the chunks that meet filter, '
     'collection and phrases, if it is known that they are few; facets are what every chunk that '
-    'counts has one of, each; share is about how many of his chunks do.';
+    'counts has one of, each; share is about how many of his chunks do; posting_generation are his '
+    'posting lists (tenants.posting_generation), null if he has none.';
 
 create or replace function rag._lexical_leg(
     tenant_id int,
@@ -647,7 +653,12 @@ declare
 begin
     v_lists := rag._lexical_lists(
         _lexical_leg.tenant_id, _lexical_leg.partition_id, _lexical_leg.query,
-        _lexical_leg.collection_id, _lexical_leg.filter, _lexical_leg.depth, null, null, 1
+        _lexical_leg.collection_id, _lexical_leg.filter, _lexical_leg.depth, null, null, 1,
+        (
+            select t.posting_generation
+            from rag.tenants as t
+            where t.tenant_id = _lexical_leg.tenant_id
+        )
     );
     return query
     select g.chunk_id, g.score, g.standard

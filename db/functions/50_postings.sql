@@ -3,10 +3,10 @@
 
 create or replace function rag._posting_lists(
     tenant_id int,
+    generation int,
     dimensions int[],
     idfs double precision[],
     facets text[],
-    out generation int,
     out blocks int,
     out changes bigint,
     out times int[],
@@ -38,19 +38,17 @@ declare
     v_most double precision;
 begin
     select
-        t.posting_generation as generation,
-        t.posting_max_weight as max_weight,
+        l.blocks,
+        l.max_weight,
         (
-            select max(p.block) + 1
-            from rag.posting_places as p
-            where p.tenant_id = t.tenant_id and p.generation = t.posting_generation
-        ) as blocks,
-        (
-            select count(*)
+            select coalesce(sum(cardinality(n.chunk_ids)), 0)
             from (
-                select
-                from rag.posting_changes as c
-                where c.tenant_id = t.tenant_id
+                select p.chunk_ids
+                from rag.postings as p
+                where
+                    p.tenant_id = _posting_lists.tenant_id
+                    and p.generation = 0
+                    and p.dimension = 0
                 -- Of more than that, searches do not look at each.
                 limit 20001
             ) as n
@@ -60,8 +58,8 @@ begin
                 select p.idf
                 from rag.postings as p
                 where
-                    p.tenant_id = t.tenant_id
-                    and p.generation = t.posting_generation
+                    p.tenant_id = _posting_lists.tenant_id
+                    and p.generation = _posting_lists.generation
                     and p.dimension = g.dimension
                 limit 1
             )
@@ -70,11 +68,16 @@ begin
             order by g.n
         ) as idfs
     into v_found
-    from rag.tenants as t
-    where t.tenant_id = _posting_lists.tenant_id and t.posting_generation is not null;
-    if v_found.generation is null then
-        return;
-    end if;
+    from (
+        select p.block + 1 as blocks, p.idf as max_weight
+        from rag.postings as p
+        where
+            p.tenant_id = _posting_lists.tenant_id
+            and p.generation = _posting_lists.generation
+            and p.dimension = -1
+        order by p.block desc
+        limit 1
+    ) as l;
     -- A lexeme that a query has twice counts twice. What its idf has become since the lists were
     -- made is the factor's.
     select
@@ -95,11 +98,11 @@ begin
         times := null;
         return;
     end if;
-    generation := v_found.generation;
     blocks := v_found.blocks;
     changes := v_found.changes;
     if v_most <= rag._posting_mark() - 2 then
-        select array[0, g.dimension], g.share into mark_dimensions, mark_share
+        select array[rag._facet_dimension(0), g.dimension], g.share
+        into mark_dimensions, mark_share
         from unnest(v_conditions, v_found.idfs[cardinality(_posting_lists.dimensions) + 1:])
             as g (dimension, share)
         where g.share is not null
@@ -109,12 +112,12 @@ begin
 end
 $$;
 
-comment on function rag._posting_lists(int, int[], double precision[], text[]) is
-    'The tenant''s posting lists, if there are any that can be used: how many blocks they have, '
-    'how many chunks have changed since, and how many times each of these lexemes has to be added '
-    'for its idf, null for one without a list, up to a factor. mark_dimensions are the lists of '
-    'the rarest facet that the search wants, if there are any, mark_share is how many of all '
-    'chunks have it.';
+comment on function rag._posting_lists(int, int, int[], double precision[], text[]) is
+    'The tenant''s posting lists of a generation: how many blocks they have, how many chunks have '
+    'changed since, and how many times each of these lexemes has to be added for its idf, null for '
+    'one without a list, up to a factor; times is null if the sums could become too much. '
+    'mark_dimensions are the lists of the rarest facet that the search wants, if there are any, '
+    'mark_share is how many of all chunks have it.';
 
 create or replace function rag._keep_memory()
     returns void
@@ -300,11 +303,11 @@ begin
                 with ordinality as g (gap, place)
             where bit_count(s.bits) > 0 and g.place <= bit_count(s.bits)
         ) as x
-        join rag.posting_places as p
+        join rag.postings as p
             on p.tenant_id = _chunks_at.tenant_id
             and p.generation = _chunks_at.generation
+            and p.dimension = -1 - (x.place - 1) / 500
             and p.block = x.block
-            and p.part = (x.place - 1) / 500
     );
 end
 $$;
@@ -475,8 +478,10 @@ begin
     if _posted_chunks.has_changes then
         v_found := array(
             select distinct c.chunk_id
-            from rag.posting_changes as c
-            where c.tenant_id = _posted_chunks.tenant_id
+            from rag.postings as p
+            cross join lateral unnest(p.chunk_ids) as c (chunk_id)
+            where
+                p.tenant_id = _posted_chunks.tenant_id and p.generation = 0 and p.dimension = 0
         );
     end if;
     loop

@@ -41,28 +41,6 @@ comment on function rag._query_vector(vector, rag.models) is
 -- so no filter makes it return too few, and mean and deviation of his similarities cost no second
 -- scan. One in a partition of his own has an HNSW index for each model (tenants.hnsw_models).
 
-create or replace function rag._has_hnsw(tenant_id int, model_id int)
-    returns boolean
-    language plpgsql
-    stable
-    parallel restricted
-    security invoker
-    set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning is most of the work, and opens every index.
-    set plan_cache_mode = force_generic_plan
-as $$
-begin
-    return (
-        select _has_hnsw.model_id = any(t.hnsw_models)
-        from rag.tenants as t
-        where t.tenant_id = _has_hnsw.tenant_id
-    );
-end
-$$;
-
-comment on function rag._has_hnsw(int, int) is
-    'Whether the tenant''s vectors of that model have an HNSW index.';
-
 create or replace function rag._compare_all(
     tenant_id int,
     partition_id int,
@@ -542,7 +520,8 @@ create or replace function rag._semantic_leg(
     seeds bigint[] default null,
     facets text[] default '{}',
     share double precision default 1,
-    by_facets boolean default false
+    by_facets boolean default false,
+    has_hnsw boolean default false
 )
     returns table (chunk_id bigint, similarity double precision, standard double precision)
     language plpgsql
@@ -562,7 +541,7 @@ declare
     v_chunks bigint[];
     v_similarities double precision[];
 begin
-    if not rag._has_hnsw(_semantic_leg.tenant_id, _semantic_leg.model_id) then
+    if not _semantic_leg.has_hnsw then
         if rag._is_traced() then perform rag._note('semantic plan', '{"plan": "exact"}'); end if;
         return query
         select c.chunk_id, c.similarity, c.standard
@@ -701,10 +680,11 @@ $$;
 
 comment on function rag._semantic_leg(
     int, int, int, halfvec, int, jsonpath, tsquery, int, bigint[], bigint[], text[],
-    double precision, boolean
+    double precision, boolean, boolean
 ) is
     'The tenant''s chunks nearest to the query vector by cosine similarity; standard is that in '
     'standard deviations above the mean of all his chunks. within are the chunks that meet the '
     'conditions, if it is known that they are few; seeds are some that may be near. facets are '
     'what rag._search_facets says, share is that of the chunks that meet the conditions; '
-    'by_facets: few have the facets, so that each of those is compared.';
+    'by_facets: few have the facets, so that each of those is compared; has_hnsw: whether his '
+    'vectors of the model have an HNSW index.';

@@ -70,32 +70,7 @@ comment on function rag._word_pieces(int, text) is
     'The known pieces of a word, by greedy longest match; letters that no piece begins with are '
     'left out.';
 
-create or replace function rag._word_vector_set(model_id int)
-    returns int
-    language plpgsql
-    stable
-    parallel safe
-    security invoker
-    set search_path = pg_catalog, public, pg_temp
-    -- One plan for a session: planning opens every index. There are two sets a model at most: the
-    -- table is read as fast, with one lock less.
-    set plan_cache_mode = force_generic_plan
-    set enable_seqscan = on
-    set enable_indexscan = off
-    set enable_bitmapscan = off
-as $$
-begin
-    return (
-        select s.set_id
-        from rag.word_vector_sets as s
-        where s.model_id = _word_vector_set.model_id and s.is_current
-    );
-end
-$$;
-
-comment on function rag._word_vector_set(int) is 'The word vectors of a model that are in use.';
-
-create or replace function rag._sum_word_vectors(model_id int, query text)
+create or replace function rag._sum_word_vectors(set_id int, query text)
     returns vector
     language plpgsql
     stable
@@ -107,7 +82,7 @@ create or replace function rag._sum_word_vectors(model_id int, query text)
 as $$
 #variable_conflict use_column
 declare
-    v_set int := rag._word_vector_set(_sum_word_vectors.model_id);
+    v_set constant int := _sum_word_vectors.set_id;
     v_tokens text[];
     v_sum vector;
     v_rest vector;
@@ -133,7 +108,8 @@ end
 $$;
 
 comment on function rag._sum_word_vectors(int, text) is
-    'The embedding of a query by its words'' vectors, of length 1; null when none is known.';
+    'The embedding of a query by its words'' vectors, those of a set, of length 1; null when none '
+    'is known.';
 
 create or replace function rag._query_hash(query text)
     returns uuid
@@ -206,7 +182,9 @@ begin
     );
     if v_vector is null then
         kind := 'words';
-        v_vector := rag._sum_word_vectors(v_model, _query_embedding.query);
+        v_vector := rag._sum_word_vectors(
+            (_query_embedding.model).word_vector_set, _query_embedding.query
+        );
     end if;
     if v_vector is null then
         kind := 'none';

@@ -125,6 +125,8 @@ create or replace function rag._legs(
     facets text[],
     share double precision,
     by_facets boolean default false,
+    has_hnsw boolean default false,
+    posting_generation int default null,
     out lexical_chunks bigint[],
     out lexical_scores double precision[],
     out lexical_standards double precision[],
@@ -149,7 +151,7 @@ declare
     v_has_seeds boolean := _legs.kind <> 'none'
         and _legs.within is null
         and not _legs.by_facets
-        and rag._has_hnsw(_legs.tenant_id, _legs.model_id);
+        and _legs.has_hnsw;
     v_embedding halfvec := _legs.embedding;
     v_list record;
     v_seeds bigint[];
@@ -160,7 +162,7 @@ begin
             case when v_has_lexical then _legs.depth else rag._feedback_depth() end,
             -- With facets GIN knows who is within, and who of them has a word of the query.
             case when coalesce(_legs.facets, '{}') = '{}' then _legs.within end,
-            _legs.facets, _legs.share
+            _legs.facets, _legs.share, _legs.posting_generation
         );
         lexical_chunks := v_list.chunk_ids;
         lexical_scores := v_list.scores;
@@ -199,7 +201,8 @@ begin
         from rag._semantic_leg(
             _legs.tenant_id, _legs.partition_id, _legs.model_id, v_embedding,
             _legs.collection_id, _legs.filter, _legs.must, _legs.depth, _legs.within,
-            v_seeds[:20], coalesce(_legs.facets, '{}'), _legs.share, _legs.by_facets
+            v_seeds[:20], coalesce(_legs.facets, '{}'), _legs.share, _legs.by_facets,
+            _legs.has_hnsw
         ) as s;
         if rag._is_traced() then
             perform rag._note('semantic leg', jsonb_build_object(
@@ -212,7 +215,7 @@ $$;
 
 comment on function rag._legs(
     int, int, int, text, jsonpath, text, int, text, halfvec, tsquery, int, bigint[], text[],
-    double precision, boolean
+    double precision, boolean, boolean, int
 ) is 'Both legs'' lists for a query whose embedding is known; null for a leg that lists nothing.';
 
 create or replace function rag._places(places int)
@@ -302,6 +305,42 @@ comment on function rag._search_model(rag.tenants, text) is
     'The model whose embeddings a search compares: the tenant''s active one, or the one named if '
     'his passages have embeddings of it.';
 
+create or replace function rag._search_collection(tenant_id int, name text)
+    returns rag.collections
+    language plpgsql
+    stable
+    parallel restricted
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+    -- One plan for a session: planning opens every index.
+    set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    v_collection rag.collections;
+begin
+    -- Most tenants have a few: found by the primary key, which a search has open anyway, a lock
+    -- less. Of more than that the rest is found by name, or each search would read all of them.
+    select c.* into v_collection
+    from (
+        select n.*
+        from rag.collections as n
+        where n.tenant_id = _search_collection.tenant_id
+        order by n.collection_id
+        limit 30
+    ) as c
+    where c.name = _search_collection.name;
+    if not found then
+        v_collection := rag._collection(_search_collection.tenant_id, _search_collection.name);
+    end if;
+    return v_collection;
+end
+$$;
+
+comment on function rag._search_collection(int, text) is
+    'The tenant''s collection of that name, or an error, as rag._collection; for searches.';
+
 create or replace function rag._has_expired(tenant_id int)
     returns boolean
     language plpgsql
@@ -322,7 +361,8 @@ end
 $$;
 
 comment on function rag._has_expired(int) is
-    'Whether the tenant has documents whose time is up and that are not purged yet.';
+    'Whether the tenant has documents whose time is up and that are not purged yet; there are none '
+    'unless tenants.has_expiries.';
 
 create or replace function rag._candidates(
     query text,
@@ -389,7 +429,7 @@ begin
         perform rag._count_requests(v_context.tenant_id, 'searches');
     end if;
     if _candidates.collection is not null then
-        v_collection := rag._collection(v_context.tenant_id, _candidates.collection);
+        v_collection := rag._search_collection(v_context.tenant_id, _candidates.collection);
     end if;
     v_fusion := coalesce(_candidates.fusion, v_collection.fusion, 'standard');
     if v_fusion is distinct from coalesce(_candidates.fusion, 'standard') then
@@ -459,13 +499,15 @@ begin
         ));
     end if;
     -- Documents that have expired are not found, though their chunks are there until the purge.
-    v_is_trimmed := _candidates.as_of is not null or rag._has_expired(v_context.tenant_id);
+    v_is_trimmed := _candidates.as_of is not null
+        or (v_context.has_expiries and rag._has_expired(v_context.tenant_id));
     loop
         v_legs := rag._legs(
             v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
             _candidates.query, v_filter, _candidates.mode, v_model.model_id, query_embedding,
             v_vector, v_must, v_depth, v_within.chunks, v_facets, v_within.share,
-            v_within.by_facets
+            v_within.by_facets, coalesce(v_model.model_id = any(v_context.hnsw_models), false),
+            v_context.posting_generation
         );
         v_listed := greatest(
             cardinality(v_legs.lexical_chunks), cardinality(v_legs.semantic_chunks), 0

@@ -207,6 +207,11 @@ begin
         words = v_words,
         completed_at = clock_timestamp()
     where s.set_id = activate_word_vectors.set_id;
+    -- Where searches look, who read the model anyway.
+    update rag.models as m
+    set word_vector_set = s.set_id
+    from rag.word_vector_sets as s
+    where s.set_id = activate_word_vectors.set_id and m.model_id = s.model_id;
     return true;
 end
 $$;

@@ -332,7 +332,7 @@ create or replace function rag.tune(
 as $$
 #variable_conflict use_column
 declare
-    v_context record;
+    v_context rag.tenants;
     v_collection rag.collections;
     v_set int;
     v_model rag.models;
@@ -360,7 +360,7 @@ begin
                 coalesce(tune.questions::text, 'null')),
             hint = 'folds is 2 to 50, questions is 1 to 10,000.';
     end if;
-    v_context := rag._context();
+    v_context := rag._acting_tenant();
     v_collection := rag._collection(v_context.tenant_id, tune.collection);
     if tune.eval_set is not null then
         v_set := (rag._eval_set(v_context.tenant_id, tune.eval_set)).eval_set_id;
@@ -395,7 +395,9 @@ begin
                 v_context.tenant_id, v_context.partition_id, v_collection.collection_id,
                 v_question.query, null, 'hybrid', v_model.model_id, v_embedded.kind,
                 v_embedded.embedding, v_must,
-                rag._search_depth(50, 'hybrid', null, null, null), null, null, 1
+                rag._search_depth(50, 'hybrid', null, null, null), null, null, 1, false,
+                coalesce(v_model.model_id = any(v_context.hnsw_models), false),
+                v_context.posting_generation
             );
             v_values := v_values || rag._candidate_scores(
                 v_context.tenant_id, v_context.partition_id, v_model.model_id, to_jsonb(v_legs),

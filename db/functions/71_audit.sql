@@ -386,8 +386,7 @@ begin
             from rag._tables() as t
             where
                 t.name in (
-                    'rag.lexical_statistics', 'rag.lexeme_statistics', 'rag.lexeme_deltas',
-                    'rag.posting_sets', 'rag.postings', 'rag.posting_places', 'rag.posting_changes',
+                    'rag.lexeme_statistics', 'rag.posting_sets', 'rag.postings',
                     'rag.query_embeddings', 'rag.queries', 'rag.tenant_usage', 'rag.usage_deltas'
                 )
                 and not exists (

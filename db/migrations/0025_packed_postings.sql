@@ -9,24 +9,12 @@ alter table rag.posting_sets
 add column max_weight real not null default 0;
 
 comment on column rag.posting_sets.max_weight is
-    'The greatest BM25 weight in the lists, which tells how much their sums can be.';
+    'The greatest BM25 weight in the lists so far, which tells how much their sums can be.';
 comment on column rag.posting_sets.dimensions is
-    'The lexemes that have lists, by dimension, and the facets, by the negative of theirs.';
+    'The lexemes and the facets that have lists, by dimension.';
 comment on column rag.posting_sets.idfs is
     'What weights are multiplied with in the lists; of a facet the share of chunks that have it.';
-
-alter table rag.tenants
-add column posting_max_weight real;
-
-comment on column rag.tenants.posting_max_weight is
-    'The greatest BM25 weight in the posting lists that searches use.';
 
 update rag.tenants as t
 set posting_generation = null, has_posting_changes = false
 where t.posting_generation is not null or t.has_posting_changes;
-
-comment on table rag.postings is
-    'Of a lexeme, by dimension, its part of the score of each chunk in a block of 32,000; of a '
-    'facet, which chunks have it.';
-comment on column rag.postings.idf is
-    'What the stored BM25 weights are multiplied with here; of a facet the share of chunks.';

@@ -378,8 +378,7 @@ select is_empty(
 );
 select set_eq(
     $$ select 'rag.' || r.kind, r.rows from report as r $$,
-    -- Languages go with their collection and are no data.
-    $$ select p.name, p.n from possessions as p where p.name <> 'rag.collection_languages' $$,
+    $$ select p.name, p.n from possessions as p $$,
     'and reports what it removed'
 );
 select throws_ok(

@@ -453,9 +453,9 @@ select results_eq(
 select results_eq(
     $$
         select l.language
-        from rag.collection_languages as l
-        join rag.collections as n using (tenant_id, collection_id)
-        where n.name = 'small' and l.tenant_id = (select c.tenant_id from rag._context() as c)
+        from rag.collections as n
+        cross join unnest(n.languages) as l (language)
+        where n.name = 'small' and n.tenant_id = (select c.tenant_id from rag._context() as c)
         order by 1
     $$,
     $$ values ('english'), ('german') $$,
@@ -696,7 +696,7 @@ create temporary table counted as
 select
     (select count(*) from rag.documents) as documents, (select count(*) from rag.chunks) as chunks,
     (select count(*) from rag.jobs) as jobs,
-    (select count(*) from rag.collection_languages) as languages;
+    (select sum(cardinality(n.languages)) from rag.collections as n) as languages;
 
 select throws_ok('select rag.put(' || b.arguments || ')', b.state, null, 'put refuses ' || b.what)
 from (values
@@ -788,7 +788,8 @@ select results_eq(
     $$
         select
             (select count(*) from rag.documents), (select count(*) from rag.chunks),
-            (select count(*) from rag.jobs), (select count(*) from rag.collection_languages)
+            (select count(*) from rag.jobs),
+            (select sum(cardinality(n.languages)) from rag.collections as n)
     $$,
     'select * from counted', 'of all that was refused nothing was stored'
 );

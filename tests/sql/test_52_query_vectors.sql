@@ -33,6 +33,13 @@ as $$
     select m.model_id from rag.models as m where m.name = model.name
 $$;
 
+create function pg_temp.words(name text default 'tiny')
+    returns int
+    language sql
+as $$
+    select m.word_vector_set from rag.models as m where m.name = words.name
+$$;
+
 -- What a search says of the query's embedding.
 create function pg_temp.kind(query text, mode text default 'hybrid')
     returns text
@@ -164,7 +171,7 @@ from sets as s;
 -- Sums -------------------------------------------------------------------------------------------
 
 select is(
-    rag._sum_word_vectors(pg_temp.model(), q.query), q.vector, format('the sum of %L', q.query)
+    rag._sum_word_vectors(pg_temp.words(), q.query), q.vector, format('the sum of %L', q.query)
 )
 from (
     values
@@ -181,7 +188,7 @@ from (
     (null, null)
 ) as q (query, vector);
 select is(
-    rag._sum_word_vectors(pg_temp.model('other'), 'apple'), null, 'another model has its own words'
+    rag._sum_word_vectors(pg_temp.words('other'), 'apple'), null, 'another model has its own words'
 );
 select is(pg_temp.kind('cherry'), 'none', 'a query without a known word has no embedding');
 select is(pg_temp.kind('apple', 'lexical'), 'none', 'mode lexical needs none');
@@ -210,10 +217,10 @@ select is(
     1, 'the second one learns'
 );
 select is(
-    rag._sum_word_vectors(pg_temp.model(), 'apple'), '[1,0,0]', 'meanwhile the old set serves'
+    rag._sum_word_vectors(pg_temp.words(), 'apple'), '[1,0,0]', 'meanwhile the old set serves'
 );
 select ok(rag.activate_word_vectors((select s.set_id from sets as s where s.n = 3)), 'the switch');
-select is(rag._sum_word_vectors(pg_temp.model(), 'apple'), '[0,0,1]', 'then the new one');
+select is(rag._sum_word_vectors(pg_temp.words(), 'apple'), '[0,0,1]', 'then the new one');
 select is(
     (select count(*) from rag.word_vectors), 1::bigint, 'of the old one nothing is left'
 );

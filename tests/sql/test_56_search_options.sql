@@ -273,9 +273,8 @@ do $$ begin perform rag.put('Die Häuser stehen.', 'de'); end $$;
 select is(pg_temp.found('haus'), '{de}', 'another language for what is put');
 select is(
     (
-        select array_agg(distinct l.language)
-        from rag.collection_languages as l
-        join rag.collections as n using (tenant_id, collection_id)
+        select n.languages
+        from rag.collections as n
         join rag.tenants as t on t.tenant_id = n.tenant_id and t.name = 'settings'
         where n.name = 'default'
     ),
@@ -329,7 +328,7 @@ select is(pg_temp.found('twice'), '{many}', 'those that come most often first');
 select ok(
     not exists (
         select
-        from rag.lexeme_deltas as d
+        from rag.lexeme_statistics as d
         join rag.tenants as t on t.tenant_id = d.tenant_id and t.name = 'many'
         where d.size > 16000
     ),
