@@ -32,9 +32,9 @@ comment on function rag._contribution(
 ) is 'What its place and score in one leg add to a chunk''s score, before the leg''s weight.';
 
 -- Reciprocal ranks tell 30 places of a leg apart. Where what is not listed gets nothing, the last
--- of a list is still worth much, half of the first if it is the 60th: a leg that is poor on a corpus
--- puts up what it alone has. nDCG@10 by 20, 30 and 50 places, and by lists of 100 with nothing
--- behind them:
+-- of a list is still worth much, half of the first if it is the 60th: a leg that is poor on a
+-- corpus puts up what it alone has. nDCG@10 by 20, 30 and 50 places, and by lists of 100 with
+-- nothing behind them:
 --     cranfield 0.398, 0.402, 0.400, 0.400        scifact 0.723, 0.720, 0.723, 0.718
 --     squad-dev 0.834, 0.831, 0.832, 0.832        xquad-es 0.886, 0.870, 0.856, 0.843
 -- Few places are best where one passage answers, more where many do, as in cranfield; where every
