@@ -78,7 +78,12 @@ def tenants(databases: Databases, template: str) -> Iterator[Connection]:
 
 
 def vectors(connection: Connection, tenant: str, count: int) -> list[str]:
-    """Vectors near to some chunks of the tenant."""
+    """Vectors near to some chunks of the tenant; their nearest are harder to find than questions'.
+
+    By the distances of the 100 nearest (local intrinsic dimension) they lie in some 70 dimensions,
+    and real questions among 16,000 real passages and sentences in 22. Of so many the index finds
+    0.998 of the ten nearest to these, and 0.9997 of those to questions.
+    """
     rows = connection.execute(
         "select (l2_normalize(e.embedding::vector + (select array_agg(0.4 * (random() - 0.5))"
         "::real[]::vector from generate_series(1, 384 + 0 * e.chunk_id::int))))::text "
@@ -147,11 +152,15 @@ def test_a_list_is_never_shorter_than_it_need_be(tenants: Connection, kind: str,
 def test_the_nearest_are_found(
     tenants: Connection, kind: str, condition: dict[str, int] | None
 ) -> None:
-    """Recall@10 of 30 searches: 1 where all are compared, 0.98 or more by the index."""
+    """Recall@10: 1 where all are compared, 0.98 or more by the index, whose graph is random."""
     tenant = f"{kind} {LARGE}"
     tenants.execute("select rag.set_tenant(%s)", [tenant])
+    # Of 50,000 the index finds 0.990 to 0.993 by five graphs, and 0.03 more or less from question
+    # to question: the mean of 30 is off by 0.006, so it is below 0.98 now and then; that of 300 is
+    # off by 0.002. Of 12,000 it finds 0.9997, 0.006 more or less.
+    count = 300 if kind == "dedicated" and LARGE > 12000 else 30
     hits = wanted = 0
-    for vector in vectors(tenants, tenant, 30):
+    for vector in vectors(tenants, tenant, count):
         parameters = {
             "query": "",
             "k": 10,
@@ -164,6 +173,7 @@ def test_the_nearest_are_found(
         found = {chunk for (chunk,) in tenants.execute(SEARCH, parameters)}
         hits += len(exact & found)
         wanted += len(exact)
+    print(f"recall@10, {tenant}, {condition}: {hits / wanted:.4f}")
     # Equal distances may change places at the end of an exact list.
     assert hits / wanted >= (0.98 if kind == "dedicated" else 0.995)
 

@@ -31,6 +31,27 @@ comment on function rag._contribution(
     text, bigint, double precision, double precision, double precision, double precision
 ) is 'What its place and score in one leg add to a chunk''s score, before the leg''s weight.';
 
+-- Reciprocal ranks tell 30 places of a leg apart. Where what is not listed gets nothing, the last
+-- of a list is still worth much, half of the first if it is the 60th: a leg that is poor on a
+-- corpus puts up what it alone has. nDCG@10 by 20, 30 and 50 places, and by lists of 100 with
+-- nothing behind them:
+--     cranfield 0.398, 0.402, 0.400, 0.400        scifact 0.723, 0.720, 0.723, 0.718
+--     squad-dev 0.834, 0.831, 0.832, 0.832        xquad-es 0.886, 0.870, 0.856, 0.843
+-- Few places are best where one passage answers, more where many do, as in cranfield; where every
+-- passage of the right article counts, 30 get 0.773 and lists of 100 get 0.781. On the other 2,765
+-- questions of squad-dev and xquad-es 30 get 0.891 and 0.862, lists of 100 get 0.888 and 0.838.
+create or replace function rag._last_place(fusion text, lexical_chunks int, semantic_chunks int)
+    returns bigint
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return case when fusion = 'rrf' and lexical_chunks > 0 and semantic_chunks > 0 then 31 end;
+
+comment on function rag._last_place(text, int, int) is
+    'The place at which all counts that one of two legs, which list so many chunks, has further '
+    'down or not at all; null where each counts by its own, and what is not listed for nothing.';
+
 create or replace function rag._support_weight()
     returns double precision
     language sql
@@ -117,6 +138,13 @@ declare
     v_slope double precision;
     v_intercept double precision;
     v_supports double precision[];
+    v_last bigint := rag._last_place(
+        _fuse.fusion, cardinality(_fuse.lexical_chunks), cardinality(_fuse.semantic_chunks)
+    );
+    v_unlisted double precision := case
+        when v_last is null then 0
+        else rag._contribution(_fuse.fusion, v_last, null, null, null, null)
+    end;
 begin
     if v_is_supported then
         v_best := (
@@ -167,17 +195,17 @@ begin
             select
                 coalesce(l.chunk_id, s.chunk_id) as chunk_id,
                 case
-                    when l.chunk_id is null then 0
+                    when l.chunk_id is null then _fuse.lexical_weight * v_unlisted
                     else _fuse.lexical_weight * rag._contribution(
-                        _fuse.fusion, l.place, l.standard, l.score,
+                        _fuse.fusion, least(l.place, v_last), l.standard, l.score,
                         _fuse.lexical_scores[cardinality(_fuse.lexical_scores)],
                         _fuse.lexical_scores[1]
                     )
                 end
                 + case
-                    when s.chunk_id is null then 0
+                    when s.chunk_id is null then (1 - _fuse.lexical_weight) * v_unlisted
                     else (1 - _fuse.lexical_weight) * rag._contribution(
-                        _fuse.fusion, s.place, s.standard, s.similarity,
+                        _fuse.fusion, least(s.place, v_last), s.standard, s.similarity,
                         _fuse.similarities[cardinality(_fuse.similarities)],
                         _fuse.similarities[1]
                     )

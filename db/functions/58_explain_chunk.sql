@@ -198,6 +198,16 @@ declare
     v_place bigint := rag._place(fused -> 'chunk_ids', _explain_chunk.chunk_id);
     v_score double precision := (fused -> 'scores' ->> (v_place - 1)::int)::double precision;
     v_list double precision[];
+    v_last bigint := rag._last_place(
+        fused ->> 'fusion', cardinality(rag._reals(fused -> 'lexical_scores')),
+        cardinality(rag._reals(fused -> 'similarities'))
+    );
+    -- For one that only the other leg lists.
+    v_unlisted double precision := case
+        when v_last is not null
+            then rag._contribution(fused ->> 'fusion', v_last, null, null, null, null)
+    end;
+    v_part double precision;
     v_lexical_score double precision;
     v_near record;
     v_reason text;
@@ -285,7 +295,7 @@ begin
             select
                 v_lexical as rank, v_list[v_lexical] as score, s.standard,
                 v_weight * rag._contribution(
-                    fused ->> 'fusion', v_lexical, s.standard, v_list[v_lexical],
+                    fused ->> 'fusion', least(v_lexical, v_last), s.standard, v_list[v_lexical],
                     v_list[cardinality(v_list)], v_list[1]
                 ) as part
             from (
@@ -304,10 +314,13 @@ begin
                 v_depth
             )
         end;
+        v_part := case when v_place is not null then v_weight * v_unlisted end;
         return query
         select
-            'lexical leg', 'not listed: ' || v_reasons[1],
-            jsonb_build_object('score', v_lexical_score);
+            'lexical leg',
+            'not listed: ' || v_reasons[1]
+            || coalesce('; adds ' || round(v_part::numeric, 4), ''),
+            jsonb_build_object('score', v_lexical_score, 'part', v_part);
     end if;
 
     -- The semantic leg.
@@ -326,7 +339,7 @@ begin
             select
                 v_semantic as rank, v_list[v_semantic] as similarity, s.standard,
                 (1 - v_weight) * rag._contribution(
-                    fused ->> 'fusion', v_semantic, s.standard, v_list[v_semantic],
+                    fused ->> 'fusion', least(v_semantic, v_last), s.standard, v_list[v_semantic],
                     v_list[cardinality(v_list)], v_list[1]
                 ) as part
             from (
@@ -343,10 +356,15 @@ begin
             when v_near.similarity is null then 'it has no embedding yet'
             else format('rank %s of the semantic leg, which lists %s', v_near.place, v_depth)
         end;
+        v_part := case when v_place is not null then (1 - v_weight) * v_unlisted end;
         return query
         select
-            'semantic leg', 'not listed: ' || v_reasons[cardinality(v_reasons)],
-            jsonb_build_object('similarity', v_near.similarity, 'rank', v_near.place);
+            'semantic leg',
+            'not listed: ' || v_reasons[cardinality(v_reasons)]
+            || coalesce('; adds ' || round(v_part::numeric, 4), ''),
+            jsonb_build_object(
+                'similarity', v_near.similarity, 'rank', v_near.place, 'part', v_part
+            );
     end if;
 
     if v_place is not null and (rag._reals(fused -> 'supports'))[v_place] <> 0 then

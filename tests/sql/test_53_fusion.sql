@@ -2,7 +2,7 @@
 -- in test_55_search.sql.
 
 begin;
-select plan(14);
+select plan(16);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -185,6 +185,29 @@ select results_eq(
     'select uri from pg_temp.found(''rrf'', query => ''apple banana'') where rank <= 2',
     $$ values ('by words'), ('by meaning') $$,
     'equal ranks are told apart by deviations'
+);
+-- All others are of equal meaning, 3rd to 32nd, and without the words.
+select results_eq(
+    $$
+        select s.semantic_rank, round(s.score::numeric, 6)
+        from rag.search('apple banana', 40, embedding => '[1,0,0]', fusion => 'rrf') as s
+        where s.lexical_rank is null
+    $$,
+    $$
+        select n, round(0.5 * 61 / (60 + least(n, 31)) + 0.5 * 61 / (60 + 31), 6)
+        from generate_series(3, 32) as n
+    $$,
+    'places of two legs are told apart down to the 30th'
+);
+select results_eq(
+    $$
+        select s.semantic_rank, round(s.score::numeric, 6)
+        from rag.search(
+            'apple', 40, embedding => '[1,0,0]', fusion => 'rrf', mode => 'semantic'
+        ) as s
+    $$,
+    $$ select n, round(61.0 / (60 + n), 6) from generate_series(1, 32) as n $$,
+    'those of one leg all the way'
 );
 
 select finish();

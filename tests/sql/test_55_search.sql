@@ -3,7 +3,7 @@
 -- tests/test_search_plans.py.
 
 begin;
-select plan(159);
+select plan(160);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -82,9 +82,9 @@ select results_eq(
         values
         (1, 'a', round(0.5 * 61 / 61 + 0.5 * 61 / 63, 6), 1, 3, 0.000),
         (2, 'b', round(0.5 * 61 / 62 + 0.5 * 61 / 62, 6), 2, 2, 0.707),
-        (3, 'c', round(0.5 * 61 / 61, 6), null, 1, 1.000)
+        (3, 'c', round(0.5 * 61 / 61 + 0.5 * 61 / (60 + 31), 6), null, 1, 1.000)
     $$,
-    'hybrid adds up the reciprocal ranks of both legs'
+    'hybrid adds up the reciprocal ranks of both legs, 31 for what one does not list'
 );
 select results_eq(
     'select * from pg_temp.fused(''lexical'')',
@@ -111,13 +111,16 @@ select results_eq(
         values
         (1, 'b', round(0.25 * 61 / 62 + 0.75 * 61 / 62, 6), 2, 2, 0.707),
         (2, 'a', round(0.25 * 61 / 61 + 0.75 * 61 / 63, 6), 1, 3, 0.000),
-        (3, 'c', round(0.75 * 61 / 61, 6), null, 1, 1.000)
+        (3, 'c', round(0.25 * 61 / (60 + 31) + 0.75 * 61 / 61, 6), null, 1, 1.000)
     $$,
     'the weight moves the score from one leg to the other'
 );
 select results_eq(
     'select rank, uri, score from pg_temp.fused(lexical_weight => 1)',
-    $$ values (1, 'a', 1.000000), (2, 'b', round(61 / 62.0, 6)), (3, 'c', 0.000000) $$,
+    $$
+        values
+        (1, 'a', 1.000000), (2, 'b', round(61 / 62.0, 6)), (3, 'c', round(61 / 91.0, 6))
+    $$,
     'with all of it on the words, meaning only fills up'
 );
 select results_eq(
@@ -144,6 +147,17 @@ select results_eq(
     'one leg has all the weight'
 );
 select results_eq(
+    $$
+        select s.uri, round(s.score::numeric, 6), s.semantic_rank
+        from rag.search('nowhere', embedding => '[1,0,0]', fusion => 'rrf') as s
+    $$,
+    $$
+        values
+        ('c', 0.500000, 1), ('b', round(0.5 * 61 / 62, 6), 2), ('a', round(0.5 * 61 / 63, 6), 3)
+    $$,
+    'a leg that lists nothing adds nothing'
+);
+select results_eq(
     'select rank, uri from pg_temp.fused(k => 2)', $$ values (1, 'a'), (2, 'b') $$,
     'k is the number of passages'
 );
@@ -152,8 +166,8 @@ select results_eq(
     'min_score leaves out what has less'
 );
 select results_eq(
-    'select rank, uri from pg_temp.fused(min_score => 0.5)',
-    $$ values (1, 'a'), (2, 'b'), (3, 'c') $$,
+    'select rank, uri from pg_temp.fused(''lexical'', min_score => 1)',
+    $$ values (1, 'a') $$,
     'and takes what has just as much'
 );
 select is_empty('select from pg_temp.fused(min_score => 2)', 'min_score may leave nothing');

@@ -1,7 +1,7 @@
 -- rag.explain on corpora small enough to know what has to be told, and that it tells nobody else's.
 
 begin;
-select plan(49);
+select plan(55);
 
 do $$
 begin
@@ -134,7 +134,7 @@ select is(
     format('what both legs and likeness add makes up the score, %s, rank %s', f.fusion, s.rank)
 )
 from unnest('{standard,linear,rrf}'::text[]) as f (fusion)
-cross join rag.search('green apple', 2, embedding => '[0,1,0]', fusion => f.fusion) as s;
+cross join rag.search('green apple', 4, embedding => '[0,1,0]', fusion => f.fusion) as s;
 select is(pg_temp.told('apple', 'rank', 'a'), '1', 'its rank');
 
 -- Why it is absent ------------------------------------------------------------------------------
