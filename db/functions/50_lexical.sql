@@ -266,11 +266,12 @@ declare
         from unnest(_top_chunks.lexemes) with ordinality as g (lexeme, n)
         order by g.n
     );
-    -- What GIN has to go through: with facets it is that much faster.
+    -- What GIN has to go through: with facets of a tenth, a hundredth and a thousandth of all it is
+    -- as fast as with a quarter, a sixteenth and a sixtieth of the postings.
     v_postings double precision[] := array(
         select g.count * case
             when coalesce(_top_chunks.facets, '{}') = '{}' then 1
-            else 0.25 + 0.75 * _top_chunks.share
+            else greatest(0.0001, _top_chunks.share) ^ 0.6
         end
         from unnest(_top_chunks.counts) with ordinality as g (count, n)
         order by g.n
