@@ -394,7 +394,7 @@ begin
             if rag._is_traced() then
                 perform rag._note('posting lists', jsonb_build_object(
                     'lexemes', v_quoted[v_first:], 'blocks', v_lists.blocks,
-                    'mark', v_lists.mark_dimensions[2],
+                    'mark', v_lists.mark_dimensions[1],
                     'changes', v_lists.changes, 'listed', coalesce(cardinality(chunk_ids), 0),
                     'threshold', scores[_top_chunks.depth]
                 ));

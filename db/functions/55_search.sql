@@ -316,7 +316,7 @@ declare
     v_collection rag.collections;
 begin
     -- Most tenants have a few: found by the primary key, which a search has open anyway, a lock
-    -- less. Of more than that the rest is found by name, or each search would read all of them.
+    -- less. Of more than that the rest is found by name.
     select c.* into v_collection
     from (
         select n.*

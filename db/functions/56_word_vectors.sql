@@ -181,6 +181,8 @@ as $$
 declare
     v_words int;
 begin
+    -- Before the set: who changes models (rag._own_models) has them first, too.
+    lock table rag.models in row exclusive mode;
     if not rag._hold_word_vectors(activate_word_vectors.set_id) then
         return false;
     end if;

@@ -381,6 +381,11 @@ begin
             coalesce(tune.use_embeddings, true), tune.questions
         ) as q
     loop
+        -- Posting lists and word vectors may be replaced while this runs.
+        v_context := rag._acting_tenant();
+        v_model.word_vector_set := (
+            select m.word_vector_set from rag.models as m where m.model_id = v_model.model_id
+        );
         v_embedded := rag._query_embedding(
             v_context.tenant_id, v_model, v_question.query, v_question.embedding
         );

@@ -1,7 +1,8 @@
 -- A search in a big tenant took up to 43 locks, a search in a small one 30. What was looked up in a
 -- table of its own for each search stands where the search has read a row anyway.
 --
--- Locks rag.tenants and rag.models exclusively for a moment.
+-- Locks rag.tenants, rag.models, rag.collections, rag.postings and rag.lexeme_statistics until it
+-- ends: the primary key of the last is built anew, some two seconds for a million lexemes.
 
 -- Searches have read the model; the set that is current was looked up beside it.
 alter table rag.models add column word_vector_set int;
@@ -31,8 +32,7 @@ comment on column rag.tenants.has_expiries is
 drop function if exists rag._sum_word_vectors(int, text);
 
 -- What belongs to posting lists in the table of the lists: which chunk a place is, and what has
--- changed since. The primary key of rag.postings is built anew, a second for a million rows; a
--- tenant of a million chunks has some 400,000.
+-- changed since. It is empty: the migration before has dropped what lists there were.
 alter table rag.postings
 alter column idf drop not null,
 alter column weights drop not null,
@@ -51,13 +51,12 @@ alter table rag.postings alter column chunk_ids set storage plain;
 
 create sequence rag.posting_change_ids;
 
--- Both are empty: the migration before has dropped what lists there were.
 drop table rag.posting_places, rag.posting_changes;
 
 comment on table rag.postings is
     'By dimension: above 0, of a lexeme its part of the score of each chunk in a block of 32,000, '
     'of a facet which chunks have it; below 0, which chunk a place in a block is, -1 for the first '
-    '500; 0, chunks that were indexed after the lists were made, each of which searches look at.';
+    '500; 0, chunks that were indexed or got other metadata since, each of which searches look at.';
 comment on column rag.postings.idf is
     'What the stored BM25 weights are multiplied with in a list; of a facet the share of chunks '
     'that have it; of the first places of a block the greatest weight in it and those before.';
@@ -68,7 +67,7 @@ comment on sequence rag.posting_change_ids is
     'Numbers of changes: one that is noted later has a greater one, whoever commits first.';
 
 -- Totals and deltas of the statistics in the table of the statistics themselves, under the lexeme
--- that is none. Its index is built anew, a second for 1,000,000 lexemes of all tenants together.
+-- that is none. Its index is built anew, two seconds for 1,000,000 lexemes of all tenants together.
 alter table rag.lexeme_statistics
 alter column chunks set default 0,
 alter column max_weight set default 0,
