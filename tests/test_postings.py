@@ -234,6 +234,14 @@ def test_a_filter_is_a_list(connection: Connection[Any]) -> None:
     assert trace(connection, " ".join(WORDS[:70]), {"tenth": 3})["mark"] is None
 
 
+def test_a_page_as_a_query_is_not_for_lists(connection: Connection[Any]) -> None:
+    # Each word's list would be added 20 times. Twice is fine.
+    page = " ".join(WORDS[:10] * 20)
+    assert not asked_lists(connection, page)
+    assert asked_lists(connection, " ".join(WORDS[:10] * 2))
+    Reference(connection, "english").check(page)
+
+
 def test_facets_that_change_count_at_once(connection: Connection[Any]) -> None:
     query = " ".join(WORDS[:6])
 
