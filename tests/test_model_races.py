@@ -144,3 +144,26 @@ def test_two_workers_make_the_table_of_a_model_in_a_partition_once(queue: Queue)
         queue.wait_until_blocked(second)
     assert late.result() == 1
     assert queue.admin.value("select count(*) from rag.embeddings") == 2
+
+
+def test_word_vectors_wait_for_a_change_of_models_without_holding_their_set(queue: Queue) -> None:
+    """Whoever changes models goes on to their sets: who waited for him with one was a deadlock."""
+    worker, admin = queue.superuser(), queue.superuser()
+    set_id = worker.value("select rag.begin_word_vectors('test', 'all-MiniLM-L6-v2', 'test')")
+    worker.connection.execute(
+        "select rag.put_word_vectors(%s, array['apple'], array[array_fill(1, array[384])::vector])",
+        [set_id],
+    )
+    with admin.connection.transaction():
+        admin.connection.execute("lock table rag.models in exclusive mode")
+        activated = queue.start(
+            lambda: worker.value(
+                "select rag.activate_word_vectors(s.set_id) from rag.word_vector_sets as s"
+            )
+        )
+        queue.wait_until_blocked(worker)
+        admin.connection.execute(
+            "select from rag.word_vector_sets as s where s.set_id = %s for update nowait", [set_id]
+        )
+    assert activated.result()
+    assert queue.admin.value("select m.word_vector_set from rag.models as m") == set_id
