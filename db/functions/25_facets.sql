@@ -186,13 +186,18 @@ create or replace function rag._search_facets(
 as $$
 begin
     -- Until all are indexed anew some may not have theirs.
-    -- The first of them, because that is found by the primary key, which a search has open anyway:
-    -- a lock less.
-    if (
-        select min(n.collection_id)
-        from rag.collections as n
-        where n.tenant_id = _search_facets.tenant_id and n.reindexed_to is not null
-    ) is not null then
+    -- In the order of the primary key, which a search has open anyway: a lock less.
+    if exists (
+        select
+        from (
+            select n.reindexed_to
+            from rag.collections as n
+            where n.tenant_id = _search_facets.tenant_id
+            order by n.collection_id
+            offset 0
+        ) as o
+        where o.reindexed_to is not null
+    ) then
         return '{}';
     end if;
     return case
