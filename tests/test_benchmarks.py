@@ -17,6 +17,7 @@ from loadtests import (
     load,
     posting_lists,
     search_latency,
+    search_profile,
     storage,
 )
 from loadtests.chart import Curves, curves
@@ -86,6 +87,22 @@ def test_hard_questions_end_and_all_ways_find_the_same(bench: Bench) -> None:
     assert (found["the commonest word"], found["punctuation"]) == (50, 0)
     assert {len(taken) for taken in times.values()} == {len(texts)}
     assert set(posting_lists.WAYS) < set(times)
+
+
+@needs_texts
+def test_a_profile_names_the_functions_that_work(bench: Bench) -> None:
+    questions = shared(SENTENCES).questions(6)
+    with search_latency.connect(bench.url) as connection:
+        [hybrid] = [
+            kind
+            for kind in search_latency.kinds(search_latency.place(connection))
+            if kind.name == search_latency.HYBRID
+        ]
+        processor, found = search_profile.profile(connection, hybrid, questions, 200)
+    assert processor > 0
+    calls = {name: times for name, times, _, _ in found}
+    assert calls["search"] == calls["_lexical_lists"] == calls["_nearest"] == len(questions)
+    assert all(total >= own for _, _, total, own in found)
 
 
 @needs_texts

@@ -212,13 +212,15 @@ def test_conditions_hold(connection: Connection[Any], query: str, conditions: st
     assert connection.execute(statement, [query]).fetchall() == expected
 
 
-def trace(connection: Connection[Any], query: str, condition: dict[str, Any]) -> dict[str, Any]:
-    """What a search under a filter notes of the posting lists that it asks."""
+def trace(
+    connection: Connection[Any], query: str, condition: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a search, under a filter if there is one, notes of the posting lists that it asks."""
     with connection.transaction():
         connection.execute("select set_config('rag.trace', '.', true)")
         connection.execute(
             "select from rag.search(%s, 20, mode => 'lexical', filter => %s)",
-            [query, Jsonb(condition)],
+            [query, condition and Jsonb(condition)],
         )
         notes = scalar(connection, "select current_setting('rag.trace')").splitlines()[1:]
     stages = {note["stage"]: note["detail"] for note in map(json.loads, notes)}
@@ -232,6 +234,24 @@ def test_a_filter_is_a_list(connection: Connection[Any]) -> None:
     # Of two values a chunk may have both; 40 words could be more than a mark.
     assert trace(connection, query, {"tenth": {"$in": [3, 4]}})["mark"] is None
     assert trace(connection, " ".join(WORDS[:70]), {"tenth": 3})["mark"] is None
+
+
+def test_common_words_alone_are_for_fine_lists(connection: Connection[Any]) -> None:
+    reference = Reference(connection, "english")
+    # The first 20 words are in a twentieth of all chunks or more.
+    for query, is_fine in (
+        (WORDS[0], True),
+        (" ".join(WORDS[:3]), True),
+        (" ".join(WORDS[:8]), True),
+        (f"{WORDS[0]} {WORDS[1]} {WORDS[60]}", False),
+        # More than a sum of theirs may be.
+        (" ".join(WORDS[:14]), False),
+    ):
+        assert trace(connection, query)["fine"] is is_fine, query
+        reference.check(query)
+    # A mark leaves half as much room for the sum.
+    assert trace(connection, WORDS[0], {"tenth": 3})["fine"]
+    assert not trace(connection, " ".join(WORDS[:8]), {"tenth": 3})["fine"]
 
 
 def test_a_page_as_a_query_is_not_for_lists(connection: Connection[Any]) -> None:

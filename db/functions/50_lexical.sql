@@ -291,6 +291,7 @@ declare
     v_times int[];
     v_has_lists boolean := false;
     v_listed int;
+    v_is_fine boolean;
     v_lists_wanted double precision;
     v_is_planned boolean := false;
     v_is_for_lists boolean := false;
@@ -376,24 +377,38 @@ begin
                 );
         end if;
         if v_is_for_lists then
+            -- By fine lists if there are some of all that are left, and sums end where they may.
+            select
+                count(g.bound) = count(*)
+                and sum(g.bound) <= 2 * rag._posting_mark() - 2 - case
+                    when v_lists.mark_dimensions is null then 0 else rag._posting_mark()
+                end
+            into v_is_fine
+            from unnest(v_lists.fine_bounds[v_first:]) as g (bound);
             select c.chunk_ids, c.scores into chunk_ids, scores
             from rag._posted_chunks(
                 _top_chunks.tenant_id, _top_chunks.partition_id, _top_chunks.posting_generation,
                 v_lists.blocks, v_lists.changes > 0,
                 array(
-                    select g.dimension
+                    select
+                        case
+                            when v_is_fine then rag._fine_dimension(g.dimension) else g.dimension
+                        end
                     from unnest(v_dimensions[v_first:], v_times[v_first:]) as g (dimension, times)
                     cross join lateral generate_series(1, g.times)
                 ),
-                v_lists.mark_dimensions, v_lists.factor,
-                v_threshold,
+                v_lists.mark_dimensions,
+                case
+                    when v_is_fine then rag._fine_posting_quantum() else rag._posting_quantum()
+                end,
+                v_lists.factor, v_threshold,
                 (select sum(g.bound) from unnest(_top_chunks.bounds[v_first:]) as g (bound)),
                 _top_chunks.must, v_query, _top_chunks.collection_id, _top_chunks.filter,
                 _top_chunks.facets, v_lists_wanted, _top_chunks.depth, chunk_ids, scores
             ) as c;
             if rag._is_traced() then
                 perform rag._note('posting lists', jsonb_build_object(
-                    'lexemes', v_quoted[v_first:], 'blocks', v_lists.blocks,
+                    'lexemes', v_quoted[v_first:], 'blocks', v_lists.blocks, 'fine', v_is_fine,
                     'mark', v_lists.mark_dimensions[1],
                     'changes', v_lists.changes, 'listed', coalesce(cardinality(chunk_ids), 0),
                     'threshold', scores[_top_chunks.depth]

@@ -11,6 +11,7 @@ create or replace function rag._posting_lists(
     out changes bigint,
     out times int[],
     out factor double precision,
+    out fine_bounds double precision[],
     out mark_dimensions int[],
     out mark_share double precision
 )
@@ -88,18 +89,27 @@ begin
         array_agg(f.times order by f.n),
         max(f.factor / f.times),
         sum(f.times * (f.list_idf * v_found.max_weight / rag._posting_quantum() + 1)),
-        sum(f.times)
-    into times, factor, v_most, v_lists
+        sum(f.times),
+        array_agg(
+            case
+                when rag._has_fine_list(f.dimension, f.list_idf) then f.times * (
+                    f.list_idf * v_found.max_weight / rag._fine_posting_quantum() + 1
+                )
+            end
+            order by f.n
+        )
+    into times, factor, v_most, v_lists, fine_bounds
     from (
         select
-            g.n, g.list_idf, g.idf / g.list_idf as factor,
+            g.n, g.dimension, g.list_idf, g.idf / g.list_idf as factor,
             -- More than 1,000 are too much in any case; least would make 1,000 of null.
             case
                 when g.list_idf is not null then least(1000, ceil(g.idf / g.list_idf / 1.05))::int
             end as times
         from unnest(
-            _posting_lists.idfs, v_found.idfs[:cardinality(_posting_lists.dimensions)]
-        ) with ordinality as g (idf, list_idf, n)
+            _posting_lists.dimensions, _posting_lists.idfs,
+            v_found.idfs[:cardinality(_posting_lists.dimensions)]
+        ) with ordinality as g (dimension, idf, list_idf, n)
     ) as f;
     -- Beyond that the sum of one chunk would run into that of another; and a page as a query, whose
     -- words are there 20 times each, would have all lists added 20 times: 144 ms at a million.
@@ -129,6 +139,7 @@ comment on function rag._posting_lists(int, int, int[], double precision[], text
     'The tenant''s posting lists of a generation: how many blocks they have, how many chunks have '
     'changed since, and how many times each of these lexemes has to be added for its idf, null for '
     'one without a list, up to a factor; times is null if the sums could become too much. '
+    'fine_bounds are what each of the fine lists adds to a sum at most, null where there is none. '
     'mark_dimensions are the lists of the rarest facet that the search wants, if there are any, '
     'mark_share is how many of all chunks have it.';
 
@@ -187,13 +198,14 @@ create or replace function rag._posting_bias(threshold int)
     parallel safe
     security invoker
 return array_fill(
-    (4097 * (2 * rag._posting_mark() - _posting_bias.threshold) - 4096 * 2049)::real,
+    (4097 * (2 * rag._posting_mark() - _posting_bias.threshold) - 4096 * 2049 - 0.5)::real,
     array[rag._posting_block_size() / 2]
 )::vector;
 
 comment on function rag._posting_bias(int) is
     'What rag._places_above wants to be added to a total: it makes the threshold 2,048 for both of '
-    'the chunks in each dimension, and takes away 2,049 from the second one.';
+    'the chunks in each dimension, and takes away 2,049 from the second one, and a half from the '
+    'first, so that no sum is as much as the threshold.';
 
 create or replace function rag._places_above(biased vector)
     returns bit varying
@@ -202,7 +214,7 @@ create or replace function rag._places_above(biased vector)
     parallel safe
     security invoker
 -- The first of a dimension by rounding to multiples of 4,096, which is what is left of a real at
--- 3 * 2 ^ 34: up if it is above 2,048, or at. The second one makes the sign of the number. Without
+-- 3 * 2 ^ 34: up if it is above 2,048. The second one makes the sign of the number. Without
 -- settings, so that it becomes a part of the statement that calls it and the constants are made
 -- once for a session: they take 0.1 ms each.
 return (
@@ -217,7 +229,7 @@ return (
 
 comment on function rag._places_above(vector) is
     'The places in a block whose sum is above the threshold, by the total of a block with '
-    'rag._posting_bias added. One that is as much as the threshold may be among them.';
+    'rag._posting_bias added.';
 
 create or replace function rag._posting_sample(
     tenant_id int, generation int, dimensions int[], blocks int
@@ -446,6 +458,7 @@ create or replace function rag._posted_chunks(
     has_changes boolean,
     dimensions int[],
     mark_dimensions int[],
+    quantum double precision,
     factor double precision,
     floor double precision,
     ceiling double precision,
@@ -476,11 +489,11 @@ declare
     end;
     -- A score of so much is a quantum at least, whatever the last bits of its addends are.
     v_quantum constant double precision :=
-        rag._posting_quantum() * greatest(1, _posted_chunks.factor) * (1 + 1e-5);
+        _posted_chunks.quantum * greatest(1, _posted_chunks.factor) * (1 + 1e-5);
     -- No sum is above that.
     v_limit constant int := 2 * rag._posting_mark() - 2 - v_mark;
     v_ceiling constant int := least(
-        v_limit, ceil(_posted_chunks.ceiling / rag._posting_quantum())
+        v_limit, ceil(_posted_chunks.ceiling / _posted_chunks.quantum)
     );
     v_found bigint[] := '{}';
     v_threshold int;
@@ -548,11 +561,12 @@ $$;
 
 comment on function rag._posted_chunks(
     int, int, int, int, boolean, int[], int[], double precision, double precision,
-    double precision, tsquery, sparsevec, int, jsonpath, text[], double precision, int, bigint[],
-    double precision[]
+    double precision, double precision, tsquery, sparsevec, int, jsonpath, text[], double precision,
+    int, bigint[], double precision[]
 ) is
     'Complete a list of best chunks, exactly, by those that hold one of these lexemes, which have '
     'posting lists, and by all that have changed since. mark_dimensions are the lists of what all '
-    'must have, if they have any; factor is the most that a score may be above a sum, floor what '
-    'is known not to be too much for as many as are listed, ceiling what no score is above, wanted '
-    'how many have to be looked at for enough to meet the other conditions.';
+    'must have, if they have any; quantum is what the lists count in, factor the most that a '
+    'score may be above a sum, floor what is known not to be too much for as many as are listed, '
+    'ceiling what no score is above, wanted how many have to be looked at for enough to meet the '
+    'other conditions.';

@@ -1,0 +1,9 @@
+-- Posting lists of common lexemes come in finer quanta, too, and those of facets have other
+-- numbers. Lists that are there are dropped: searches do without until the next maintenance has
+-- made new ones.
+
+truncate rag.posting_sets, rag.postings;
+
+update rag.tenants as t
+set posting_generation = null, has_posting_changes = false
+where t.posting_generation is not null or t.has_posting_changes;
