@@ -60,7 +60,11 @@ def memory(pids: Sequence[int]) -> int:
         dict(line.split(":", 1) for line in text.splitlines()) for text in _facts(pids, "status")
     ]
     own = [int(one["RssAnon"].split()[0]) * 1024 for one in found]
-    shared = [int(one["RssShmem"].split()[0]) * 1024 for one in found]
+    # Huge pages are counted on their own.
+    shared = [
+        sum(int(one[name].split()[0]) * 1024 for name in ("RssShmem", "HugetlbPages"))
+        for one in found
+    ]
     return sum(own) + max(shared, default=0)
 
 
