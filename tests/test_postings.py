@@ -238,7 +238,7 @@ def test_a_filter_is_a_list(connection: Connection[Any]) -> None:
 
 def test_common_words_alone_are_for_fine_lists(connection: Connection[Any]) -> None:
     reference = Reference(connection, "english")
-    # The first 20 words are in a twentieth of all chunks or more.
+    # The first ten words are in a twelfth of all chunks or more.
     for query, is_fine in (
         (WORDS[0], True),
         (" ".join(WORDS[:3]), True),
