@@ -457,17 +457,15 @@ select results_eq(
     'a model that is being dropped needs none'
 );
 update rag.models set dropped_at = null;
-update rag.lexeme_statistics as s set chunks = 10000
-from rag.tenants as t
-where
-    t.name = 'default'
-    and s.tenant_id = t.tenant_id
-    and s.lexeme = ''
-    and s.delta_id = (
-        select min(o.delta_id)
-        from rag.lexeme_statistics as o
-        where o.tenant_id = t.tenant_id and o.lexeme = ''
-    );
+update rag.lexeme_statistics set chunks = chunks + 10000
+where (tenant_id, delta_id) = (
+    select t.tenant_id, min(s.delta_id)
+    from rag.tenants as t
+    join rag.lexeme_statistics as s on s.tenant_id = t.tenant_id and s.lexeme = ''
+    where t.name = 'default'
+    group by t.tenant_id
+)
+and lexeme = '';
 select results_eq(
     $$
         select value, warning ~ '^default has 10\d{3} chunks in a shared partition'
