@@ -167,6 +167,28 @@ def test_once_drains_and_ends(
     all_is_right(connection, model)
 
 
+def test_pgvector_may_live_in_another_schema(
+    empty_database: str, model: SentenceTransformer, embedding_model: SentenceTransformerModel
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("create schema extensions")
+        connection.execute("create extension vector schema extensions")
+        migrate(empty_database)
+        put(connection, TEXTS[:5])
+        worker = Worker(settings(empty_database), embedding_model)
+        assert worker.run(once=True) == 0
+        assert worker.totals.embedded == 5
+        all_is_right(connection, model)
+        # By the vector of a passage, which no search path of this session has a type for.
+        assert value(connection, "select to_regtype('vector') is null")
+        vector = embedding_model.encode_query(TEXTS[3])
+        found = connection.execute(
+            "select uri from rag.search(null, 1, embedding => %s::extensions.vector)",
+            [str(vector.tolist())],
+        ).fetchall()
+        assert found == [("document-3",)]
+
+
 def test_what_the_model_does_not_take_is_stored(
     database: str, connection: Connection, embedding_model: SentenceTransformerModel
 ) -> None:
