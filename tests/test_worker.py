@@ -270,9 +270,19 @@ def stopped(pid: int) -> Generator[None]:
 
 
 def test_a_listener_that_falls_silent_is_left(start: Start, connection: Connection) -> None:
-    start(RAGDB_POLL_SECONDS="1")
-    until(lambda: listeners(connection))
-    [silent] = listeners(connection)
+    start(RAGDB_POLL_SECONDS="2")
+    # It has just said that it is idle: stopped in the middle of something it would keep a lock of
+    # the server, and everybody waiting.
+    until(
+        lambda: value(
+            connection,
+            "select exists (select from pg_stat_activity as a where a.datname = current_database() "
+            "and a.application_name = 'ragdb listener' and a.state = 'idle' "
+            "and a.query ~ 'worker_idle' "
+            "and a.state_change > clock_timestamp() - interval '500 ms')",
+        )
+    )
+    [silent] = backends(connection, "ragdb listener")
     with stopped(silent):
         put(connection, TEXTS[:1])
         until(lambda: waiting(connection) == 0, seconds=30)
