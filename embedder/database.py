@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 from pgvector.psycopg.vector import register_vector_info
-from psycopg.abc import Params
+from psycopg.abc import Params, PQGen
 from psycopg.rows import RowFactory, class_row, scalar_row
 from psycopg.types import TypeInfo
 
@@ -41,6 +42,11 @@ KEEPALIVE: Final[Mapping[str, int]] = {
     "tcp_user_timeout": 60_000,
 }
 
+# Far more than any statement of a worker takes; the longest puts a file of 50 MB. The settings
+# above do not notice a server that is stopped, or gone behind a proxy: what is sent to it is still
+# acknowledged.
+ANSWER_SECONDS = 600.0
+
 FIRST_BACKOFF: Final = 0.2
 LAST_BACKOFF: Final = 5.0
 
@@ -50,13 +56,47 @@ LAST_BACKOFF: Final = 5.0
 TRANSIENT: Final = ("08", "40", "53", "55P03", "57", "25006")
 
 
-def connect(url: str, *, name: str = "ragdb") -> psycopg.Connection[tuple[Any, ...]]:
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that is closed when a statement is not answered in time."""
+
+    answer_seconds = math.inf
+
+    def wait(self, gen: PQGen[Result], *args: Any, **kwargs: Any) -> Result:  # noqa: ANN401
+        try:
+            return super().wait(_until(gen, self.answer_seconds), *args, **kwargs)
+        except _SilenceError:
+            self.close()
+            raise
+
+
+class _SilenceError(psycopg.OperationalError):
+    """The server said nothing for too long."""
+
+
+def _until(waits: PQGen[Result], seconds: float) -> PQGen[Result]:
+    """The same waits, until time is up; psycopg looks in several times a second."""
+    deadline = time.monotonic() + seconds
+    try:
+        wait = next(waits)
+        while True:
+            ready = yield wait
+            if not ready and time.monotonic() > deadline:
+                raise _SilenceError(f"no answer within {seconds:.0f} s")
+            wait = waits.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def connect(
+    url: str, *, name: str = "ragdb", answer_seconds: float = math.inf
+) -> psycopg.Connection[tuple[Any, ...]]:
     """An autocommit connection with `name` as its application_name.
 
-    Fit for a transaction pooler: nothing is prepared on the server. Raises UnreachableError.
+    Fit for a transaction pooler: nothing is prepared on the server. A statement that is not
+    answered within `answer_seconds` ends it with an OperationalError. Raises UnreachableError.
     """
     try:
-        return psycopg.connect(
+        connection = _Connection.connect(
             url,
             autocommit=True,
             prepare_threshold=None,
@@ -69,6 +109,8 @@ def connect(url: str, *, name: str = "ragdb") -> psycopg.Connection[tuple[Any, .
             hint="is the server running, and is DATABASE_URL right? python -m embedder config "
             "shows it",
         ) from error
+    connection.answer_seconds = answer_seconds
+    return connection
 
 
 def reason(error: BaseException) -> str:
@@ -153,7 +195,7 @@ class Session:
 
     def open(self) -> None:
         """Connect for the first time; unlike later, what fails now is raised at once."""
-        connection = connect(self._url, name=self._name)
+        connection = connect(self._url, name=self._name, answer_seconds=ANSWER_SECONDS)
         try:
             register_vector(connection)
         except BaseException:

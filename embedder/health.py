@@ -29,7 +29,8 @@ from embedder.queries import QUERIES
 LOG = logging.getLogger(__name__)
 
 # The worker passes its own loop a few times a second, whatever it waits for. The longest that
-# may hold it is a database that vanished without a word: TCP notices after 60 s.
+# may hold it is a database that vanished without a word: TCP notices after 60 s. One that still
+# acknowledges and says nothing is worth a word before the worker leaves it.
 STILL_SECONDS: Final = 90.0
 # A batch is a minute's work of a slow machine; an answer by HTTP may take as long.
 STUCK_SECONDS: Final = 300.0

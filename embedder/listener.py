@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -18,6 +18,10 @@ from embedder.queries import QUERIES
 from embedder.stop import SLICE_SECONDS, Stop
 
 LOG = logging.getLogger(__name__)
+
+# What it says takes milliseconds. A server that does not answer so long is given up: while the
+# worker waits for it, nobody embeds.
+ANSWER_SECONDS: Final = 5.0
 
 
 class Listener:
@@ -81,12 +85,11 @@ class Listener:
         if time.monotonic() < self._next_attempt:
             return False
         try:
-            connection = connect(self._url, name=self._name)
-            connection.execute(QUERIES["listen"])
+            self._connection = connect(self._url, name=self._name, answer_seconds=ANSWER_SECONDS)
+            self._connection.execute(QUERIES["listen"])
         except (UnreachableError, psycopg.Error) as error:
             self._lose(error)
             return False
-        self._connection = connection
         if self._lost_at is not None:
             LOG.info("listening again", extra=fields(seconds=time.monotonic() - self._lost_at))
             self._lost_at = None

@@ -51,6 +51,11 @@ end
 $$;
 """
 
+WARNING = """
+create or replace function rag._postgres_warning(version int) returns text language sql
+    return case when version is not null then version || ' has holes' end;
+"""
+
 REMOVED = """
 create or replace function rag.first() returns int language sql begin atomic select 1; end;
 create or replace function rag.second() returns int language sql
@@ -466,6 +471,22 @@ def test_the_version_of_pgvector_is_read_from_the_database(tree: Tree, empty_dat
     assert tree.migrate(empty_database).warnings == pgvector_warnings("0.8.1")
 
 
+def test_minor_releases_of_postgres_with_known_faults_are_told(
+    tree: Tree, empty_database: str
+) -> None:
+    # A tree that does not know of any.
+    assert tree.migrate(empty_database).warnings == ()
+    tree.write("functions/30_warning.sql", WARNING)
+    [warning] = tree.migrate(empty_database).warnings
+    [(version, number)] = ask(
+        empty_database,
+        "select current_setting('server_version'), current_setting('server_version_num')",
+    )
+    assert warning == f"PostgreSQL {version}: {number} has holes"
+    tree.write("functions/30_warning.sql", WARNING.replace("is not null", "is null"))
+    assert tree.migrate(empty_database).warnings == ()
+
+
 def test_pgvector_may_live_in_another_schema(tree: Tree, empty_database: str) -> None:
     tell(
         empty_database,
@@ -606,7 +627,17 @@ def test_the_command_line(empty_database: str) -> None:
     assert check.returncode == 1
     assert check.stdout.startswith("pending 0001_")
     first = call()
-    assert (first.returncode, first.stderr) == (0, "")
+    [(warning,)] = ask(
+        empty_database,
+        "select rag._postgres_warning(current_setting('server_version_num')::int)",
+    )
+    assert first.returncode == 0
+    if warning is None:
+        assert first.stderr == ""
+    else:
+        assert first.stderr.startswith("warning: PostgreSQL ")
+        assert first.stderr.endswith(f": {warning}\n")
+        assert first.stderr.count("\n") == 1
     assert first.stdout.replace("applied", "pending").startswith(check.stdout)
     assert call("--check").stdout == "no migration is pending\n"
     tell(empty_database, "update rag.migrations set sha256 = ''")

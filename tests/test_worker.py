@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,7 @@ import pytest
 from db.migrate import migrate
 from db.server import Server
 from embedder import progress
+from embedder.database import Session
 from embedder.errors import ModelError, NotMigratedError, UnreachableError
 from embedder.models import EmbeddingModel, ModelRow, SentenceTransformerModel
 from embedder.stop import Stop
@@ -165,6 +167,28 @@ def test_once_drains_and_ends(
     all_is_right(connection, model)
 
 
+def test_pgvector_may_live_in_another_schema(
+    empty_database: str, model: SentenceTransformer, embedding_model: SentenceTransformerModel
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("create schema extensions")
+        connection.execute("create extension vector schema extensions")
+        migrate(empty_database)
+        put(connection, TEXTS[:5])
+        worker = Worker(settings(empty_database), embedding_model)
+        assert worker.run(once=True) == 0
+        assert worker.totals.embedded == 5
+        all_is_right(connection, model)
+        # By the vector of a passage, which no search path of this session has a type for.
+        assert value(connection, "select to_regtype('vector') is null")
+        vector = embedding_model.encode_query(TEXTS[3])
+        found = connection.execute(
+            "select uri from rag.search(null, 1, embedding => %s::extensions.vector)",
+            [str(vector.tolist())],
+        ).fetchall()
+        assert found == [("document-3",)]
+
+
 def test_what_the_model_does_not_take_is_stored(
     database: str, connection: Connection, embedding_model: SentenceTransformerModel
 ) -> None:
@@ -223,6 +247,67 @@ def test_a_lost_listener_comes_back(start: Start, connection: Connection) -> Non
     put(connection, TEXTS[:1])
     until(lambda: waiting(connection) == 0)
     assert time.monotonic() - started < 5
+
+
+def backends(connection: Connection, name: str) -> set[int]:
+    """Process ids behind the connections of that name."""
+    rows = connection.execute(
+        "select a.pid from pg_stat_activity as a "
+        "where a.application_name = %s and a.datname = current_database()",
+        [name],
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+@contextmanager
+def stopped(pid: int) -> Generator[None]:
+    """A backend that says nothing more, while the kernel goes on acknowledging what it is sent."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_listener_that_falls_silent_is_left(start: Start, connection: Connection) -> None:
+    start(RAGDB_POLL_SECONDS="2")
+    # It has just said that it is idle: stopped in the middle of something it would keep a lock of
+    # the server, and everybody waiting.
+    until(
+        lambda: value(
+            connection,
+            "select exists (select from pg_stat_activity as a where a.datname = current_database() "
+            "and a.application_name = 'ragdb listener' and a.state = 'idle' "
+            "and a.query ~ 'worker_idle' "
+            "and a.state_change > clock_timestamp() - interval '500 ms')",
+        )
+    )
+    [silent] = backends(connection, "ragdb listener")
+    with stopped(silent):
+        put(connection, TEXTS[:1])
+        until(lambda: waiting(connection) == 0, seconds=30)
+        # It listens again, and the work goes on.
+        until(lambda: backends(connection, "ragdb listener") - {silent}, seconds=30)
+        put(connection, TEXTS[1:2], "later")
+        until(lambda: waiting(connection) == 0, seconds=10)
+    # Awake again, it finds that nobody is there, and lets go of the bell.
+    until(lambda: listeners(connection) not in ([], [silent]))
+    assert embedded(connection) == 2
+
+
+def test_a_statement_that_is_not_answered_is_said_again(
+    database: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.database.ANSWER_SECONDS", 1.0)
+    session = Session(database, Stop(), name="silent")
+    session.open()
+    [silent] = backends(connection, "silent")
+    started = time.monotonic()
+    with stopped(silent):
+        assert [row.name for row in session.rows("models", {}, ModelRow)] == ["all-MiniLM-L6-v2"]
+    assert 1 < time.monotonic() - started < 10
+    assert session.reconnects == 1
+    session.close()
 
 
 def test_a_lost_connection_costs_nothing(

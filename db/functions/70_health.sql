@@ -343,6 +343,22 @@ $$;
 comment on function rag._pgvector_warning(text) is
     'The known faults of that version of pgvector that touch us, or null.';
 
+create or replace function rag._notification_warning(usage double precision)
+    returns text
+    language sql
+    immutable
+    parallel safe
+    security invoker
+    set search_path = pg_catalog, public, pg_temp
+-- Of the queue of all notifications of the server, 8 GB: it is empty but for moments.
+return case when _notification_warning.usage > 0.1 then
+    'some session listens and does not take what it hears, because it is stopped or in a '
+    'transaction: find it in pg_stat_activity and end it. When the queue is full, puts fail'
+end;
+
+comment on function rag._notification_warning(double precision) is
+    'What is wrong when so much of the queue of notifications is in use, or null.';
+
 create or replace function rag.status()
     returns table (item text, value text, warning text)
     language plpgsql
@@ -365,14 +381,27 @@ declare
     v_waiting bigint;
     v_held bigint;
     v_failed bigint;
+    -- Every chunk has an embedding by each of these, or a job.
+    v_models int[] := array(
+        select m.model_id
+        from rag.models as m
+        where
+            m.dropped_at is null
+            and not exists (select from rag.backfills as b where b.model_id = m.model_id)
+    );
+    v_chunks bigint;
+    v_embeddings bigint;
+    v_covered bigint;
+    v_queued bigint;
 begin
     -- What waits for a tenant or a model that is held is not late.
     select
         clock_timestamp() - min(j.due_at) filter (where j.failed_at is null and not h.is_held),
         count(*) filter (where j.failed_at is null and not h.is_held),
         count(*) filter (where j.failed_at is null and h.is_held),
-        count(*) filter (where j.failed_at is not null)
-    into v_due, v_waiting, v_held, v_failed
+        count(*) filter (where j.failed_at is not null),
+        count(*) filter (where j.model_id = any(v_models))
+    into v_due, v_waiting, v_held, v_failed, v_queued
     from rag.jobs as j
     join rag.tenants as t on t.tenant_id = j.tenant_id
     join rag.models as m on m.model_id = j.model_id
@@ -478,19 +507,44 @@ begin
         select 'tenants', count(*)::text, null from rag.tenants;
         return query
         select 'partitions', count(*)::text, null from rag.partitions;
+        -- As rag.maintain does it by default. A look at an index for each tenant.
+        return query
+        select
+            'tenants to promote', count(*)::text,
+            case when count(*) > 0 then format(
+                '%s has %s chunks in a shared partition, where a search compares each of them: '
+                'call rag.maintain()', min(n.name), max(n.chunks)
+            ) end
+        from (
+            select c.chunks, first_value(t.name) over (order by c.chunks desc) as name
+            from rag._tenant_chunks() as c
+            join rag.tenants as t on t.tenant_id = c.tenant_id
+            join rag.partitions as p on p.partition_id = c.partition_id and p.kind = 'shared'
+            where
+                c.chunks >= 10000
+                and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
+        ) as n;
+        return query
+        select
+            'notifications', round(100 * u.usage) || ' % of the queue',
+            rag._notification_warning(u.usage)
+        from pg_notification_queue_usage() as u (usage);
     end if;
     return query
     select 'documents', count(*)::text, null
     from rag.documents as d
     where d.tenant_id = any(v_tenants);
-    return query
-    select 'chunks', count(*)::text, null
+    select count(*) into v_chunks
     from rag.chunks as c
     where c.partition_id = any(v_partitions) and c.tenant_id = any(v_tenants);
     return query
-    select 'embeddings', count(*)::text, null
+    select 'chunks', v_chunks::text, null;
+    select count(*), count(*) filter (where e.model_id = any(v_models))
+    into v_embeddings, v_covered
     from rag.embeddings as e
     where e.partition_id = any(v_partitions) and e.tenant_id = any(v_tenants);
+    return query
+    select 'embeddings', v_embeddings::text, null;
     return query
     select
         'collections to index anew', count(*)::text,
@@ -515,6 +569,18 @@ begin
         case when v_failed > 0
             then 'see rag.failures(); rag.retry_failed() tries them again'
         end;
+    -- By subtraction, all in one snapshot: to look for each chunk would take a second for a
+    -- million, and this nothing beside the counts that are told anyway.
+    return query
+    select
+        'jobs missing', n.missing::text,
+        case when n.missing > 0
+            then 'some chunks have neither an embedding nor a job: insert into rag.backfills '
+            '(model_id) select model_id from rag.models where dropped_at is null'
+        end
+    from (
+        select greatest(0, v_chunks * cardinality(v_models) - v_covered - v_queued) as missing
+    ) as n;
     return query
     select
         'files waiting',

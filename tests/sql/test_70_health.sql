@@ -2,7 +2,7 @@
 -- session is in tests/test_queue_races.py.
 
 begin;
-select plan(46);
+select plan(54);
 
 -- Two dimensions, so that vectors can be written by hand.
 do $$
@@ -278,14 +278,31 @@ select throws_ok(
 );
 
 -- rag.status
-delete from rag.jobs;
+-- All of them done.
+do $$
+begin
+    perform rag._create_embedding_child(m.model_id, t.partition_id)
+    from rag.models as m
+    cross join rag.tenants as t;
+    insert into rag.embeddings (
+        partition_id, tenant_id, chunk_id, model_id, collection_id, embedding
+    )
+    select c.partition_id, c.tenant_id, c.chunk_id, m.model_id, c.collection_id,
+        array_fill(1, array[m.dimensions])::real[]::halfvec
+    from rag.chunks as c
+    cross join rag.models as m
+    on conflict do nothing;
+    delete from rag.jobs;
+end
+$$;
 select results_eq(
     'select item from rag.status()',
     array[
         'schema', 'postgres', 'pgvector', 'schema of pgvector', 'model', 'paused',
         'word vectors',
-        'cached queries', 'queries waiting', 'tenants', 'partitions', 'documents', 'chunks',
-        'embeddings', 'collections to index anew', 'jobs waiting', 'jobs failed',
+        'cached queries', 'queries waiting', 'tenants', 'partitions', 'tenants to promote',
+        'notifications', 'documents', 'chunks',
+        'embeddings', 'collections to index anew', 'jobs waiting', 'jobs failed', 'jobs missing',
         'files waiting', 'files failed', 'to be purged', 'last completion'
     ],
     'status has a line for everything'
@@ -361,7 +378,7 @@ begin
 end
 $$;
 select results_eq(
-    $$ select item, value, warning from rag.status() where item like 'jobs %' $$,
+    $$ select item, value, warning from rag.status() where item ~ '^jobs (w|h|f)' $$,
     $$
         values
         ('jobs waiting', '0', null), ('jobs held', '2', null), ('jobs failed', '0', null)
@@ -384,6 +401,93 @@ select results_eq(
     $$ values ('2', true) $$,
     'a failure is'
 );
+create temporary view missing as
+select s.value, s.warning is not null as warns
+from rag.status() as s
+where s.item = 'jobs missing';
+select results_eq(
+    'select * from missing', $$ values ('0', false) $$,
+    'a chunk whose job has failed is not forgotten'
+);
+do $$
+begin
+    delete from rag.jobs as j
+    using rag.models as m
+    where m.model_id = j.model_id and m.name = 'tiny';
+end
+$$;
+select results_eq(
+    'select * from missing', $$ values ('1', true) $$,
+    'one that has neither an embedding nor a job is'
+);
+do $$
+begin
+    insert into rag.backfills (model_id) select m.model_id from rag.models as m;
+end
+$$;
+select results_eq(
+    'select * from missing', $$ values ('0', false) $$,
+    'but for models that are being queued'
+);
+do $$
+begin
+    perform rag._backfill(m.model_id, 1000) from rag.models as m;
+end
+$$;
+select results_eq(
+    $$
+        select m.value, m.warns, array(
+            select o.name::text from rag.jobs as j join rag.models as o using (model_id) order by 1
+        )
+        from missing as m
+    $$,
+    $$ values ('0', false, array['second', 'tiny']) $$,
+    'which is how what is missing is made good'
+);
+do $$
+begin
+    delete from rag.jobs as j
+    using rag.models as m
+    where m.model_id = j.model_id and m.name = 'tiny';
+    update rag.models set dropped_at = now() where name = 'tiny';
+end
+$$;
+select results_eq(
+    'select * from missing', $$ values ('0', false) $$,
+    'a model that is being dropped needs none'
+);
+update rag.models set dropped_at = null;
+update rag.lexeme_statistics set chunks = chunks + 10000
+where (tenant_id, delta_id) = (
+    select t.tenant_id, min(s.delta_id)
+    from rag.tenants as t
+    join rag.lexeme_statistics as s on s.tenant_id = t.tenant_id and s.lexeme = ''
+    where t.name = 'default'
+    group by t.tenant_id
+)
+and lexeme = '';
+select results_eq(
+    $$
+        select value, warning ~ '^default has 10\d{3} chunks in a shared partition'
+        from rag.status()
+        where item = 'tenants to promote'
+    $$,
+    $$ values ('1', true) $$,
+    'a tenant that has outgrown the shared partitions is told'
+);
+select results_eq(
+    $$
+        select rag._notification_warning(u.usage) ~ '^some session listens'
+        from unnest('{0,0.1,0.11,1}'::float8[]) as u (usage)
+    $$,
+    $$ values (null::boolean), (null), (true), (true) $$,
+    'a queue of notifications that fills up is a reason to worry'
+);
+select results_eq(
+    $$ select value, warning from rag.status() where item = 'notifications' $$,
+    $$ values ('0 % of the queue', rag._notification_warning(pg_notification_queue_usage())) $$,
+    'and status looks at it'
+);
 update rag.models set is_active = false;
 select results_eq(
     $$ select value, warning like 'no model is active%' from rag.status() where item = 'model' $$,
@@ -404,8 +508,8 @@ select results_eq(
         where item not in (''model'', ''word vectors'', ''last completion'')') $$,
     array[
         'paused 0', 'cached queries 0', 'queries waiting 0', 'documents 1', 'chunks 1',
-        'embeddings 1',
-        'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0',
+        'embeddings 2',
+        'collections to index anew 0', 'jobs waiting 0', 'jobs failed 0', 'jobs missing 0',
         'files waiting 0', 'files failed 0', 'to be purged 0'
     ],
     'a tenant is told of his own'
