@@ -144,6 +144,7 @@ def load(size: int, per_folder: int = PER_FOLDER, *, fresh: bool = False) -> str
             storage.keep(url, loaded)
     with connect(url) as connection:
         # What an earlier run has left in a shared partition.
+        storage.watch_memory(connection)
         connection.execute("call rag.isolate_tenant(%s)", [TENANT])
         corpus_words.give(connection, per_folder)
     with psycopg.connect(url, autocommit=True) as connection:

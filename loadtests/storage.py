@@ -6,6 +6,7 @@ What loading took is kept as the comment on the database, so that it can be told
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -71,12 +72,31 @@ class _Watch(threading.Thread):
         return {key: last - first for key, (first, last) in self._seen.items()}
 
 
+def watch_memory(connection: psycopg.Connection[Any]) -> None:
+    """Say on standard error when an HNSW graph that is being built outgrows the memory for it.
+
+    It goes on, several times slower: the seconds that it takes are not those of the index.
+    """
+
+    def tell(notice: psycopg.errors.Diagnostic) -> None:
+        message = notice.message_primary or ""
+        if message.startswith("hnsw graph no longer fits"):
+            print(
+                f"warning: {message}: from here on it is several times slower, and the seconds "
+                "of the index are not comparable. Set it to 2.5 kB a vector of 384 dimensions.",
+                file=sys.stderr,
+            )
+
+    connection.add_notice_handler(tell)
+
+
 def isolate(url: str, tenant: str, loaded: Loaded) -> None:
     """Give the tenant a partition of his own, and note how long it and its indexes took."""
     watch = _Watch(url)
     watch.start()
     started = time.monotonic()
     with psycopg.connect(url, autocommit=True) as connection:
+        watch_memory(connection)
         connection.execute("call rag.isolate_tenant(%s)", [tenant])
         loaded.isolate = time.monotonic() - started
         seen = watch.stop()

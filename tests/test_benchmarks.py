@@ -24,6 +24,7 @@ from loadtests.chart import Curves, curves
 from loadtests.corpus import DATA, shared
 from loadtests.load import Kind, Memory
 from tests.attacks import pooler
+from tests.many_chunks import fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +104,25 @@ def test_a_profile_names_the_functions_that_work(bench: Bench) -> None:
     calls = {name: times for name, times, _, _ in found}
     assert calls["search"] == calls["_lexical_lists"] == calls["_nearest"] == len(questions)
     assert all(total >= own for _, _, total, own in found)
+
+
+def test_too_little_memory_for_an_index_is_told(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    with psycopg.connect(database, autocommit=True) as connection:
+        for tenant, memory in (("first", "1MB"), ("second", "64MB")):
+            fill(connection, tenant, 1000)
+            connection.execute(
+                f"alter database {connection.info.dbname} "
+                f"set maintenance_work_mem = '{memory}'".encode()
+            )
+            loaded = storage.Loaded(1000)
+            storage.isolate(database, tenant, loaded)
+            told.append(capsys.readouterr().err)
+            assert loaded.isolate > 0
+    assert told[0].startswith("warning: hnsw graph no longer fits into maintenance_work_mem after ")
+    assert told[1] == ""
 
 
 @needs_texts

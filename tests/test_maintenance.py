@@ -143,6 +143,60 @@ def test_a_bloated_index_is_built_anew(connection: Connection) -> None:
     assert kinds(connection) == {"big": "dedicated"}
 
 
+def test_autovacuum_leaves_an_hnsw_index_to_a_rebuild(connection: Connection) -> None:
+    """One made for a tenant who moves, for a model that comes later, and one built anew."""
+    options = (
+        "select exists (select from pg_index as i join pg_class as x on x.oid = i.indexrelid "
+        "join pg_am as a on a.oid = x.relam where i.indrelid = c.oid and a.amname = 'hnsw'), "
+        "array(select o from unnest(c.reloptions) as o where o like 'autovacuum%' order by 1), "
+        "count(*) from pg_class as c where c.relname ~ '^embeddings_m[0-9]+_p[0-9]+$' "
+        "group by 1, 2 order by 1"
+    )
+    fill(connection, "big", 100)
+    connection.execute("call rag.isolate_tenant('big')")
+    connection.execute("select rag.add_model('other', 8)")
+    for _ in range(2):
+        assert connection.execute(options.encode()).fetchall() == [
+            (False, [], 32),
+            (
+                True,
+                [
+                    "autovacuum_vacuum_insert_scale_factor=0.5",
+                    "autovacuum_vacuum_scale_factor=0.5",
+                ],
+                2,
+            ),
+        ]
+        connection.execute("call rag.rebuild_tenant('big')")
+        assert scalar(connection, "select rag.drop_empty_partitions('0')") is True
+
+
+@pytest.mark.parametrize("is_vacuumed", [False, True])
+def test_new_metadata_bloats_an_index_that_is_never_vacuumed(
+    connection: Connection, is_vacuumed: bool
+) -> None:
+    """An element of the graph points at up to ten rows of the same vector, dead or alive."""
+    fill(connection, "big", 200)
+    connection.execute("call rag.isolate_tenant('big')")
+    connection.execute("select rag.set_tenant('big')")
+    table = scalar(
+        connection,
+        "select format('rag_data.embeddings_m1_p%%s', c.partition_id) from rag._context() as c",
+    )
+    # Only when this test says so.
+    connection.execute(f"alter table {table} set (autovacuum_enabled = off)".encode())
+    assert planned(connection, "demote_at => 100") == []
+    for n in range(11):
+        assert connection.execute(
+            "select rag.patch_metadata_where(%s, %s)",
+            ['{"none": {"$exists": false}}', f'{{"n": {n}}}'],
+        ).fetchall() == [(200,)]
+        if is_vacuumed:
+            connection.execute(f"vacuum {table}".encode())
+    expected = [] if is_vacuumed else [("rebuild", "big")]
+    assert planned(connection, "demote_at => 100") == expected
+
+
 def test_one_at_a_time(database: str, connection: Connection) -> None:
     connection.execute("select rag.put('Some words.')")
     with psycopg.connect(database, autocommit=True) as first:

@@ -213,6 +213,34 @@ def test_a_partition_of_ones_own_is_as_secure(
     ).fetchall() == [(1, True)]
 
 
+def test_vectors_stay_in_their_rows(connection: Connection, tenant: str) -> None:
+    """Out of line, each would cost a second look-up. The widest that there may be, with facets."""
+    connection.execute("call rag.isolate_tenant(%s)", [tenant])
+    connection.execute("select rag.add_model('wide', 4000)")
+    connection.execute(
+        "insert into rag.embeddings (partition_id, tenant_id, chunk_id, model_id, collection_id, "
+        "facets, embedding) select e.partition_id, e.tenant_id, e.chunk_id, m.model_id, "
+        "e.collection_id, e.facets, array_fill(1 + e.chunk_id %% 7, array[4000])::real[]::halfvec "
+        "from rag.embeddings as e join rag.models as m on m.name = 'wide' "
+        "join rag.tenants as t using (tenant_id) "
+        "where t.name = 'neighbour' or t.name = %s and e.chunk_id %% 20 = 0",
+        [tenant],
+    )
+    # Built anew, in a table that is filled before it is a partition.
+    connection.execute("call rag.rebuild_tenant(%s)", [tenant])
+    assert connection.execute(
+        "select distinct t.name, m.dimensions, pg_column_size(e.embedding), "
+        "pg_relation_size(c.reltoastrelid), pg_relation_size(c.oid) > 0 "
+        "from rag.embeddings as e join rag.models as m using (model_id) "
+        "join rag.tenants as t using (tenant_id) join pg_class as c on c.oid = e.tableoid "
+        "order by 1, 2"
+    ).fetchall() == [
+        (name, dimensions, 8 + 2 * dimensions, 0, True)
+        for name in (tenant, "neighbour")
+        for dimensions in (384, 4000)
+    ]
+
+
 COUNTS = """
 select
     (select count(*) from rag.chunks as c where c.metadata ? 'tenth'),

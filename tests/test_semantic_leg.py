@@ -233,19 +233,72 @@ def test_no_plan_lists_less_than_there_is(tenants: Connection, size: int, unknow
                         assert len(found & {chunk for (chunk,) in exact}) >= 0.99 * len(exact)
 
 
+# What this transaction has read of a tenant's embeddings: how often it scanned their HNSW index,
+# and how many rows or entries it took from the table and the other indexes.
+READ = """
+select
+    sum(pg_stat_get_xact_numscans(c.oid)) filter (where a.amname = 'hnsw'),
+    sum(pg_stat_get_xact_tuples_returned(c.oid)) filter (where a.amname <> 'hnsw')
+from rag.tenants as t
+join pg_class as o
+    on o.oid = format('rag_data.embeddings_m1_p%%s', t.partition_id)::regclass
+left join pg_index as i on i.indrelid = o.oid
+join pg_class as c on c.oid in (o.oid, i.indexrelid)
+join pg_am as a on a.oid = c.relam
+where t.name = %(tenant)s
+"""
+
+
+def reads(connection: Connection, parameters: dict[str, Any]) -> tuple[int, int]:
+    """What READ tells of a search, inside of a transaction."""
+    [before] = connection.execute(READ, parameters).fetchall()
+    assert connection.execute(SEARCH, parameters).fetchall()
+    [after] = connection.execute(READ, parameters).fetchall()
+    return int(after[0] - before[0]), int(after[1] - before[1])
+
+
+@pytest.mark.parametrize(
+    ("query", "condition"),
+    [("", None), ("", {"tenth": {"$gte": 5}}), ("", {"tenth": {"$gte": 8}}), ("-word4", None)],
+)
+def test_a_search_goes_by_the_hnsw_index(
+    tenants: Connection, query: str, condition: dict[str, Any] | None
+) -> None:
+    """Were it not used, all vectors would be compared: as good a list, only slower."""
+    tenant = f"dedicated {LARGE}"
+    tenants.execute("select rag.set_tenant(%s)", [tenant])
+    [vector] = vectors(tenants, tenant, 1)
+    with tenants.transaction():
+        scans, others = reads(
+            tenants,
+            {
+                "query": query, "k": 10, "filter": condition and Jsonb(condition),
+                "vector": vector, "mode": "semantic", "tenant": tenant,
+            },
+        )  # fmt: skip
+    assert scans >= 1
+    # Mean and deviation, and the share under a filter, are of a sample of some hundreds.
+    assert others < LARGE / 4
+
+
 def test_settings_of_hnsw_do_not_leak(tenants: Connection) -> None:
-    tenants.execute("select rag.set_tenant(%s)", [f"dedicated {LARGE}"])
-    [vector] = vectors(tenants, f"dedicated {LARGE}", 1)
+    tenant = f"dedicated {LARGE}"
+    tenants.execute("select rag.set_tenant(%s)", [tenant])
+    [vector] = vectors(tenants, tenant, 1)
     names = ("hnsw.ef_search", "hnsw.iterative_scan", "enable_seqscan", "jit")
     before = [tenants.execute(f"show {name}".encode()).fetchone() for name in names]
+    # The last is of a fifth, for which a search sets ef_search itself, to 300.
+    conditions: tuple[dict[str, Any] | None, ...] = (*FILTERS[:3], {"tenth": {"$gte": 8}})
+    scans: list[int] = []
     with tenants.transaction():
-        for condition in FILTERS[:3]:
+        for condition in conditions:
             parameters = {
                 "query": "", "k": 5, "filter": condition and Jsonb(condition), "vector": vector,
-                "mode": "semantic",
+                "mode": "semantic", "tenant": tenant,
             }  # fmt: skip
-            tenants.execute(SEARCH, parameters).fetchall()
+            scans.append(reads(tenants, parameters)[0])
         after = [tenants.execute(f"show {name}".encode()).fetchone() for name in names]
+    assert scans[-1] >= 1
     assert before == after
 
 

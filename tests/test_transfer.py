@@ -243,6 +243,31 @@ def test_imported_embeddings_have_length_1(connection: Connection) -> None:
     ).fetchall() == [(1,)]
 
 
+def test_a_zero_vector_is_not_imported(connection: Connection) -> None:
+    """It has no direction, and no index finds it: the chunk waits to be embedded."""
+    connection.execute("select rag.set_tenant('default')")
+    for uri in ("x", "y"):
+        connection.execute("select rag.put(%s, %s)", [f"text of {uri}", uri])
+    connection.execute(EMBED)
+    said = [json.loads(line) for line in lines(connection, "default")]
+    for line in said:
+        if line["kind"] == "chunks" and line["uri"] == "x":
+            [label] = line["chunks"][0]["embeddings"]
+            line["chunks"][0]["embeddings"][label] = str([0] * 384)
+    connection.execute("select rag.create_tenant('copy')")
+    connection.execute(
+        "select * from rag.import_lines('copy', %s)", [[json.dumps(line) for line in said]]
+    )
+    found = (
+        "select d.uri, exists (select from rag.embeddings as e where e.tenant_id = c.tenant_id "
+        "and e.chunk_id = c.chunk_id), exists (select from rag.jobs as j "
+        "where j.tenant_id = c.tenant_id and j.chunk_id = c.chunk_id) "
+        "from rag.chunks as c join rag.documents as d using (tenant_id, document_id) "
+        "join rag.tenants as t using (tenant_id) where t.name = 'copy' order by 1"
+    )
+    assert connection.execute(found.encode()).fetchall() == [("x", False, True), ("y", True, False)]
+
+
 def test_embeddings_of_another_model_are_not_taken(connection: Connection) -> None:
     furnish(connection, "acme")
     said = lines(connection, "acme")

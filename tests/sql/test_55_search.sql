@@ -3,7 +3,7 @@
 -- tests/test_search_plans.py.
 
 begin;
-select plan(160);
+select plan(165);
 
 -- Three dimensions, so that vectors can be written by hand.
 do $$
@@ -465,6 +465,10 @@ begin
     perform rag.put('Refunds are paid within fourteen days.', 'en');
     perform rag.put('Las devoluciones se pagan en catorce días.', 'es', collection => 'es');
     perform rag.put('Die Häuser stehen im Wald.', 'de', language => 'german');
+    perform rag.put(
+        'Les remboursements sont versés à la mort de l''animal.', 'fr', language => 'french'
+    );
+    perform rag.put('Возврат денег занимает четырнадцать дней.', 'ru', language => 'russian');
 end
 $$;
 select is(pg_temp.found(w.query), w.uris, w.sentence)
@@ -476,7 +480,12 @@ from (
     ('haus', '{de}', 'a document may have another language than its collection'),
     ('dias', '{es}', 'an accent may be left out'),
     ('días', '{es}', 'or not'),
-    ('de la', '{}', 'Spanish stop words find nothing')
+    ('de la', '{}', 'Spanish stop words find nothing'),
+    ('rembourseront', '{fr}', 'a French noun is found by the verb of its stem'),
+    ('animaux', '{fr}', 'or in the plural, without the article before its apostrophe'),
+    ('возвраты', '{ru}', 'a Russian noun in another case'),
+    ('ВОЗВРАТА', '{ru}', 'in capitals'),
+    ('и за', '{}', 'Russian stop words find nothing')
 ) as w (query, uris, sentence);
 select set_eq(
     $$ select uri from rag.search('refund devoluciones') $$, array['en', 'es'],
