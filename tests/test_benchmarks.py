@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
 import psycopg
@@ -74,20 +76,68 @@ def test_the_table_of_bench_search_and_its_quality(bench: Bench) -> None:
 
 
 @needs_texts
+def test_the_first_search_of_a_new_connection_stands_below(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[int] = []
+    connect = search_latency.connect
+
+    def counted(url: str) -> psycopg.Connection[Any]:
+        connection = connect(url)
+        sessions.append(connection.info.backend_pid)
+        return connection
+
+    monkeypatch.setattr(search_latency, "connect", counted)
+    medians = search_latency.reconnected(bench.url, shared(SENTENCES).questions(3))
+    assert len(set(sessions)) == 1 + 2 * search_latency.RECONNECTS
+    assert re.fullmatch(
+        r"first search of a new connection, p50 of 10: "
+        r"text only [0-9,]+\.[0-9] ms, with a vector [0-9,]+\.[0-9] ms",
+        search_latency.first_searches(medians),
+    )
+    assert min(medians.values()) > 0
+
+
+@needs_texts
 def test_hard_questions_end_and_all_ways_find_the_same(bench: Bench) -> None:
     texts = [question.text for question in shared(SENTENCES).questions(6)]
     with search_latency.connect(bench.url) as connection:
         asked = hard_questions.questions(connection)
-        assert hard_questions.table(connection, "2,000 chunks").row_count == len(asked)
-        found = {
-            name: hard_questions.measure(connection, query, "lexical", 50)[1]
-            for name, query in asked.items()
-        }
+        answers = hard_questions.ask(connection)
         times = posting_lists.run(connection, texts)
+    assert hard_questions.table(answers, "2,000 chunks").row_count == len(asked)
+    found = {answer.name: answer.lexical[1] for answer in answers}
+    assert set(found) == set(asked) > set(hard_questions.EXCEPTIONS)
     # As many as wanted of the commonest word, none of what has no words.
     assert (found["the commonest word"], found["punctuation"]) == (50, 0)
     assert {len(taken) for taken in times.values()} == {len(texts)}
     assert set(posting_lists.WAYS) < set(times)
+
+
+def test_a_hard_question_that_takes_too_long_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = hard_questions.Answer("quick", 5, (1.0, 50), (2.0, 10))
+    answers = [quick, replace(quick, name=hard_questions.PHRASE, lexical=(242.0, 50))]
+    monkeypatch.setattr(bench_data, "load", lambda _: "")
+    monkeypatch.setattr(search_latency, "connect", nullcontext)
+    monkeypatch.setattr(hard_questions, "ask", lambda _: answers)
+    monkeypatch.setattr("sys.argv", ["hard_questions"])
+
+    def told() -> tuple[object, list[str]]:
+        with pytest.raises(SystemExit) as caught:
+            hard_questions.main()
+        lines = capsys.readouterr().out.splitlines()
+        return caught.value.code, [line for line in lines if line.startswith(("known", "MISS"))]
+
+    known = f"known {hard_questions.PHRASE}, 242.0 ms, the bar is 100 ms: phrases are checked"
+    code, [line] = told()
+    assert (code, line[: len(known)]) == (0, known)
+    answers += [replace(quick, name="slow", hybrid=(100.5, 10)), replace(quick, lexical=(99.5, 9))]
+    code, lines = told()
+    assert (code, lines[1:]) == (1, ["MISS  slow, 100.5 ms, the bar is 100 ms"])
+    monkeypatch.setattr("sys.argv", ["hard_questions", "--bar", "300"])
+    assert told() == (0, [])
 
 
 @needs_texts

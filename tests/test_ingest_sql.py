@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
 from db.migrate import migrate
@@ -769,3 +769,38 @@ def test_a_restored_dump_is_as_good_as_the_original(
         assert restored.execute(
             "select count(*) from rag.tenant_grants where role not in (select oid from pg_roles)"
         ).fetchone() == (0,)
+
+
+def test_a_dump_by_an_application_fails_instead_of_being_a_part(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    database: str,
+    server: Server,
+    role: RoleFactory,
+) -> None:
+    for tenant in ("acme", "globex"):
+        connection.execute("select rag.create_tenant(%s)", [tenant])
+        connection.execute("select rag.set_tenant(%s)", [tenant])
+        connection.execute("select rag.put(%s, 'a')", [f"Text of {tenant}."])
+
+    def dumped(url: str, *options: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [program(server, "pg_dump"), "--dbname", url, *options],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    code, text, error = dumped(database, "--role", "rag_owner")
+    assert (code, error) == (0, "")
+    assert "Text of acme." in text
+    assert "Text of globex." in text
+    # A role that may read the tenant, of a login that need not name him.
+    user = role("acme")
+    settings = sql.SQL("alter role {} set rag.tenant = 'acme'").format(sql.Identifier(user.name))
+    connection.execute(settings)
+    code, text, error = dumped(user.url)
+    assert (code, "Text of" in text) == (1, False)
+    assert "permission denied" in error
+    # And where he has the right to read the table.
+    code, text, error = dumped(user.url, "--table", "rag.documents")
+    assert (code, "Text of" in text) == (1, False)
+    assert "row-level security" in error

@@ -378,6 +378,31 @@ def test_tables_show_own_rows_only_whatever_the_setting(
     assert readable == 16
 
 
+def test_a_careless_policy_opens_nothing(world: World, attacker: Connection) -> None:
+    """Permissive policies are or-ed, so what keeps tenants apart must be restrictive."""
+    tables = [
+        name
+        for name in tenant_tables(world.owner)
+        if tried(attacker, about(name, "select from {}")).state == "00000"
+    ]
+    assert {"rag.documents", "rag.chunks", "rag.embeddings", "rag.tenants"} < set(tables)
+    own = {name: attacker.execute(about(name, "select from {}")).rowcount for name in tables}
+    for name in tables:
+        world.owner.execute(about(name, "create policy careless on {} using (true)"))
+    try:
+        with world.login("attacker") as without, world.login("nobody") as nobody:
+            for name in tables:
+                answer = tried(attacker, about(name, "select * from {}"))
+                assert CANARY not in answer.said, name
+                assert attacker.execute(about(name, "select from {}")).rowcount == own[name], name
+                for connection in (without, nobody):
+                    rows = tried(connection, about(name, "select * from {}"))
+                    assert rows == Answer("00000", "[]"), name
+    finally:
+        for name in tables:
+            world.owner.execute(about(name, "drop policy careless on {}"))
+
+
 def test_partitions_and_what_is_not_granted_cannot_be_reached(
     world: World, attacker: Connection
 ) -> None:
@@ -691,7 +716,7 @@ def test_settings_of_the_session_change_no_answer(
     assert CANARY not in " ".join(words)
 
 
-def test_temporary_objects_do_not_shadow_ours(world: World, attacker: Connection) -> None:
+def test_objects_of_the_caller_do_not_shadow_ours(world: World, attacker: Connection) -> None:
     queries: list[LiteralString] = [
         "select rag.current_tenant()",
         "select s.uri, s.content "
@@ -702,8 +727,20 @@ def test_temporary_objects_do_not_shadow_ours(world: World, attacker: Connection
         "select rag.put('shadow', 'shadow'), rag.delete('shadow') is not null",
         'select m.uri, m.status from rag.put_many(\'[{{"content": "shadow", "uri": "s"}}]\') as m',
         "select rag.delete('s')",
+        "select rag.put('shadow', 'fleeting', lifetime => '1 day')",
+        "select g.expires_at > '2000-01-01'::timestamptz from rag.get('fleeting') as g",
+        "select rag.delete('fleeting')",
+        "select s.uri, s.similarity "
+        "from rag.search('', mode => 'semantic', embedding => %s::public.vector) as s",
         "select count(*) from rag.documents",
     ]
+
+    attacker.execute(
+        "select from rag.import_documents(rag.begin_run('import', 'vectors'), "
+        '\'[{"uri": "vector", "content": "It has a vector."}]\', array[%s::public.vector], '
+        "'all-MiniLM-L6-v2')",
+        [vector(3)],
+    )
 
     def answers() -> list[Rows]:
         found: list[Rows] = []
@@ -716,7 +753,17 @@ def test_temporary_objects_do_not_shadow_ours(world: World, attacker: Connection
         return found
 
     before = answers()
-    attacker.execute("set search_path = pg_temp, pg_catalog, public")
+    # Functions and operators of pg_temp are never called by their bare names: for them a schema of
+    # the attacker's own is searched first.
+    schema = role_name("shadows")
+    world.owner.execute(
+        sql.SQL("create schema {} authorization {}").format(
+            sql.Identifier(schema), sql.Identifier(role_name("attacker"))
+        )
+    )
+    # Without the right to use it, it would be passed over while a function runs as rag_owner.
+    attacker.execute(f"grant usage on schema {schema} to public".encode())
+    attacker.execute(f"set search_path = {schema}, pg_temp, pg_catalog, public".encode())
     names = [name.removeprefix("rag.") for name in tenant_tables(world.owner)]
     for name in [*names, "models", "partitions"]:
         attacker.execute(
@@ -725,30 +772,46 @@ def test_temporary_objects_do_not_shadow_ours(world: World, attacker: Connection
         )
     victim = world.victim_id
     functions: list[str] = [
-        "function pg_temp.to_regrole(text) returns regrole language sql as 'select 10::regrole'",
-        "function pg_temp.quote_ident(text) returns text language sql as $$ select 'postgres' $$",
-        "function pg_temp.current_setting(text) returns text language sql "
-        "as $$ select 'postgres' $$",
-        "function pg_temp.current_setting(text, boolean) returns text language sql "
-        "as $$ select 'victim' $$",
-        "function pg_temp.pg_has_role(regrole, regrole, text) returns boolean language sql "
-        "as $$ select true $$",
-        f"function pg_temp._allowed_tenant(text) returns int language sql as 'select {victim}'",
-        f"function pg_temp._policy_tenant() returns int language sql as 'select {victim}'",
-        "function pg_temp.equal(int, int) returns boolean language sql as 'select true'",
-        "operator pg_temp.= (leftarg = int, rightarg = int, function = pg_temp.equal)",
-        f"function pg_temp.format(text, text) returns text language sql as $$ select '{CANARY}' $$",
-        f"function pg_temp.format(text, regrole, text) returns text language sql "
-        f"as $$ select '{CANARY}' $$",
+        "to_regrole(text) returns regrole language sql as 'select 10::regrole'",
+        "quote_ident(text) returns text language sql as $$ select 'postgres' $$",
+        "current_setting(text) returns text language sql as $$ select 'postgres' $$",
+        "current_setting(text, boolean) returns text language sql as $$ select 'victim' $$",
+        "pg_has_role(regrole, regrole, text) returns boolean language sql as 'select true'",
+        "now() returns timestamptz language sql as $$ select timestamptz '-infinity' $$",
+        f"_allowed_tenant(text) returns int language sql as 'select {victim}'",
+        f"_policy_tenant() returns int language sql as 'select {victim}'",
+        f"format(text, text) returns text language sql as $$ select '{CANARY}' $$",
+        f"format(text, regrole, text) returns text language sql as $$ select '{CANARY}' $$",
+    ]
+    operators = [
+        ("=", "int", "boolean", "true"),
+        ("<=>", "public.vector", "double precision", "0.5"),
+        ("<=>", "public.halfvec", "double precision", "0.5"),
+    ]
+    for _, kind, answer, said in operators:
+        functions.append(f"of({kind}, {kind}) returns {answer} language sql as 'select {said}'")
+    shadows = [
+        *(f"function {schema}.{function}" for function in functions),
+        *(
+            f"operator {schema}.{name} (leftarg = {kind}, rightarg = {kind}, "
+            f"function = {schema}.of)"
+            for name, kind, _, _ in operators
+        ),
         "type pg_temp.regrole as (x int)",
         "type pg_temp.halfvec as (x int)",
         "type pg_temp.jsonpath as (x int)",
         "domain pg_temp.tsquery as int",
     ]
-    for function in functions:
-        attacker.execute(f"create {function}".encode())
+    for shadow in shadows:
+        attacker.execute(f"create {shadow}".encode())
+    # They are found, or they would prove nothing.
+    assert attacker.execute(
+        "select now() < '2000-01-01', public.vector '[1, 0]' <=> '[0, 1]', "
+        "format('a'::text, 'b'::text), 1 = 2"
+    ).fetchone() == (True, 0.5, CANARY, True)
     assert answers() == before
     refused(attacker, "select rag.set_tenant('victim')")
+    attacker.execute("select rag.delete('vector')")
 
 
 def test_whoever_may_write_pgvectors_schema_is_warned_of(

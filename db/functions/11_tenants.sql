@@ -212,6 +212,7 @@ create or replace function rag.drop_tenant(name text)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -137,6 +137,7 @@ create or replace function rag.note_run(run_id bigint, documents jsonb, collecti
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -449,6 +450,7 @@ create or replace function rag.rollback_run(run_id bigint, batch int default 100
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -23,6 +23,7 @@ create or replace function rag.get(
     rows 1
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -105,6 +106,7 @@ create or replace function rag.list(
     rows 100
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -150,6 +152,7 @@ create or replace function rag.count(filter jsonb default null, collection text 
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -346,6 +349,7 @@ create or replace function rag.set_metadata(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 begin
     return rag._change_metadata(
@@ -367,6 +371,7 @@ create or replace function rag.patch_metadata(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 begin
     return rag._change_metadata(
@@ -412,6 +417,7 @@ create or replace function rag.delete_where(
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -461,6 +467,7 @@ create or replace function rag.patch_metadata_where(
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -580,6 +587,7 @@ create or replace function rag.drop_collection(name text)
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

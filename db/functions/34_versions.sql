@@ -368,6 +368,7 @@ create or replace function rag.set_retention(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -463,6 +464,7 @@ create or replace function rag.history(uri text, collection text default 'defaul
     rows 10
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -549,6 +551,7 @@ create or replace function rag.restore(
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -705,6 +708,7 @@ create or replace function rag.cite(chunk_id bigint, at_version int default null
     rows 1
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -844,6 +848,7 @@ create or replace function rag.purge(most int default 1000)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 begin
     return rag._purge((select c.tenant_id from rag._context() as c), rag._check_most(purge.most));
@@ -863,6 +868,7 @@ create or replace function rag.purge_all(most int default 1000)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -872,6 +872,7 @@ create or replace function rag._maintain(run_id bigint)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

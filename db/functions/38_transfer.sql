@@ -797,6 +797,7 @@ create or replace function rag.import_lines(name text, lines text[])
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -944,6 +945,7 @@ create or replace function rag.clone_tenant(from_tenant text, to_tenant text)
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

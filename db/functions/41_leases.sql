@@ -212,6 +212,7 @@ create or replace function rag.fail_jobs(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -248,6 +249,7 @@ create or replace function rag.release_jobs(lease_token uuid)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -278,6 +280,7 @@ create or replace function rag.extend_lease(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -303,6 +306,7 @@ create or replace function rag.retry_failed(tenant text default null)
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -350,6 +354,7 @@ create or replace function rag.failures()
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

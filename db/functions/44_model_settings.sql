@@ -240,6 +240,7 @@ create or replace function rag.alter_model(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

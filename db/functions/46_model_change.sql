@@ -102,6 +102,7 @@ create or replace function rag.activate_model(
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -238,6 +239,7 @@ create or replace function rag.drop_model(name text, out bytes bigint, out table
     parallel unsafe
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

@@ -30,6 +30,7 @@ create or replace function rag.estimate_model(name text, dimensions int default 
     parallel restricted
     security definer
     set search_path = pg_catalog, public, pg_temp
+    set jit = off
 as $$
 #variable_conflict use_column
 declare

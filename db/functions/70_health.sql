@@ -207,6 +207,7 @@ create or replace function rag.wait_for(
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -273,6 +274,7 @@ create or replace function rag.document_state(document_id bigint)
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -367,6 +369,7 @@ create or replace function rag.status()
     security definer
     set search_path = pg_catalog, public, pg_temp
     set plan_cache_mode = force_custom_plan
+    set jit = off
 as $$
 #variable_conflict use_column
 declare
