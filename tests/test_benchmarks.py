@@ -69,6 +69,7 @@ def test_the_table_of_bench_search_and_its_quality(bench: Bench) -> None:
     assert all(len(values) == len(questions) for values in times.values())
     assert set(quality.recall) == set(quality.overlap) == set(search_latency.FILTERS)
     assert min(quality.recall.values()) >= 0.95
+    assert 0.9 <= quality.bare <= 1
     assert min(quality.overlap.values()) >= 0.6
     assert embedding == "words"
     table = search_latency.table(times, quality, "2,000 chunks")
