@@ -2,7 +2,7 @@
 -- Each question returns the offenders, so a failing test names them.
 
 begin;
-select plan(59);
+select plan(60);
 
 -- Functions -------------------------------------------------------------------------------------
 
