@@ -109,7 +109,7 @@ def big(databases: Databases, template: str) -> str:
             connection.execute(
                 "select from rag.put_many(%s, strategy => 'none')", [Jsonb(documents)]
             )
-        connection.execute("call rag.isolate_tenant('big')")
+        # One run gives him a partition of his own, and the lists with it.
         connection.execute("call rag.maintain()")
         # At this size GIN is faster for most questions, but not for those of many common words.
         assert asked_lists(connection, " ".join(WORDS[:20]))

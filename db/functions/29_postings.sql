@@ -18,6 +18,17 @@
 -- reads. By dimension: above 0 the lists, at 0 (and generation 0) what has changed, and below 0
 -- which chunk a place is, -1 for the first 500 places of a block.
 
+create or replace function rag._least_chunks_with_postings()
+    returns int
+    language sql
+    immutable
+    parallel safe
+    security invoker
+return 10000;
+
+comment on function rag._least_chunks_with_postings() is
+    'From how many chunks on a tenant with a partition of his own has posting lists.';
+
 create or replace function rag._posting_block_size()
     returns int
     language sql
@@ -187,7 +198,7 @@ begin
         case p.kind
             -- Who has notes of writers in repeatable read, who cannot tell, is rid of them, too.
             when 'shared' then t.has_posting_changes or c.changes > 0
-            else t.posting_generation is null and n.chunks >= 10000
+            else t.posting_generation is null and n.chunks >= rag._least_chunks_with_postings()
                 or s.is_building
                 -- A search looks at a thousand of them in 2 ms.
                 or c.changes >= 1000

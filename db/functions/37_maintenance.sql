@@ -228,6 +228,8 @@ as $$
 declare
     v_erased bigint := (select count(*) from rag.erasures as e where e.settled_at is null);
     v_chunks bigint := (select coalesce(sum(c.chunks), 0) from rag._tenant_chunks() as c);
+    v_promoted int[];
+    v_promoted_chunks bigint[];
     v_roots regclass[];
 begin
     -- Before the statistics are folded, which it changes.
@@ -325,19 +327,27 @@ begin
         c.chunks < _maintenance_plan.demote_at
         and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
     order by c.chunks;
+    select
+        coalesce(array_agg(n.tenant_id order by n.chunks desc), '{}'),
+        array_agg(n.chunks order by n.chunks desc)
+    into v_promoted, v_promoted_chunks
+    from (
+        select c.tenant_id, c.chunks
+        from rag._tenant_chunks() as c
+        join rag.partitions as p on p.partition_id = c.partition_id and p.kind = 'shared'
+        where
+            c.chunks >= _maintenance_plan.promote_at
+            and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
+        order by c.chunks desc
+        limit greatest(0, _maintenance_plan.most_partitions - (
+            select count(*) from rag.partitions as o where o.kind = 'dedicated'
+        ))
+    ) as n;
     return query
     select
-        'promote', c.tenant_id, null::text,
-        format('%s chunks, %s or more', c.chunks, _maintenance_plan.promote_at)
-    from rag._tenant_chunks() as c
-    join rag.partitions as p on p.partition_id = c.partition_id and p.kind = 'shared'
-    where
-        c.chunks >= _maintenance_plan.promote_at
-        and not exists (select from rag.moves as m where m.tenant_id = c.tenant_id)
-    order by c.chunks desc
-    limit greatest(0, _maintenance_plan.most_partitions - (
-        select count(*) from rag.partitions as o where o.kind = 'dedicated'
-    ));
+        'promote', g.tenant_id, null::text,
+        format('%s chunks, %s or more', g.chunks, _maintenance_plan.promote_at)
+    from unnest(v_promoted, v_promoted_chunks) as g (tenant_id, chunks);
     return query
     select
         'rebuild', c.tenant_id, x.indexes,
@@ -376,8 +386,15 @@ begin
     where u.unknown between 1 and 1000
     group by c.tenant_id
     order by c.tenant_id;
+    -- Whoever gets a partition of his own gets them with it.
     return query
-    select 'post', d.tenant_id, 'rag.postings', d.reason from rag._postings_due() as d;
+    select 'post', d.tenant_id, 'rag.postings', d.reason
+    from rag._postings_due() as d
+    where d.tenant_id <> all(v_promoted)
+    union all
+    select 'post', g.tenant_id, 'rag.postings', format('none for %s chunks', g.chunks)
+    from unnest(v_promoted, v_promoted_chunks) as g (tenant_id, chunks)
+    where g.chunks >= rag._least_chunks_with_postings();
 
     -- Autovacuum never analyzes a partitioned table.
     v_roots := array(

@@ -15,8 +15,6 @@ from embedder.database import register_vector
 from loadtests.peers.peer import Passages
 
 TENANT = "peer"
-LARGE = 10_000
-"""From so many passages on the tenant gets a partition of his own, as the docs recommend."""
 
 
 class Ragdb:
@@ -51,8 +49,8 @@ class Ragdb:
                     "select rag.complete_jobs(%s, %s::bigint[], %b)",
                     [rows[0][1], [job for job, _, _ in rows], [Vector(v) for v in found]],
                 )
-            if len(documents) >= LARGE:
-                connection.execute("call rag.isolate_tenant(%s)", [TENANT])
+            # As cron would: from 10,000 passages on, a partition of its own, and posting lists.
+            connection.execute("call rag.maintain()")
             connection.execute("vacuum analyze")
 
     def search(self, text: str, vector: NDArray[np.float32], k: int) -> list[str]:
