@@ -9,6 +9,9 @@
 -- the coarse ones hardly tell them apart. The list of a facet has the same mark for all chunks that
 -- have it, more than any score: a sum above the mark is that of a chunk that meets the filter.
 --
+-- What blocks, quanta, marks and dimensions are is known to the lists that are there: whoever
+-- changes one of these functions drops them in a migration.
+--
 -- Rows are never changed. A chunk that is indexed anew stays where it is, which may only make a
 -- search look at it in vain, and is noted as a change, which makes every search look at it; the
 -- next maintenance puts changes into a block of their own, and all into new ones when there have
