@@ -14,6 +14,7 @@ import pytest
 
 from loadtests import (
     bench_data,
+    candidates,
     growth,
     hard_questions,
     load,
@@ -174,6 +175,17 @@ def test_too_little_memory_for_an_index_is_told(
             assert loaded.isolate > 0
     assert told[0].startswith("warning: hnsw graph no longer fits into maintenance_work_mem after ")
     assert told[1] == ""
+
+
+@needs_texts
+def test_more_candidates_find_no_less(bench: Bench) -> None:
+    questions = shared(SENTENCES).questions(20)
+    with search_latency.connect(bench.url) as connection:
+        found = candidates.run(connection, questions)
+    assert found[f"{candidates.REFERENCE} candidates"][0] == 1
+    recalls = {way: recall for way, (recall, _, _) in found.items()}
+    assert 0.9 <= recalls["100 candidates"] <= recalls["600 candidates"]
+    assert min(recalls["rag.search, a vector alone"], recalls["with the text"]) >= 0.98
 
 
 @needs_texts
