@@ -270,7 +270,7 @@ def table(times: dict[str, list[float]], quality: Quality, title: str) -> Table:
             f"{rank[0] / p[0]:.1f} x",
             f"{rank[1] / p[1]:.1f} x",
             f"{p[0] / bare[0]:.1f}",
-            f"{recalls[name]:.3f}" if name in recalls else "",
+            f"{recalls[name]:.3f}" if name in recalls and not np.isnan(recalls[name]) else "",
             f"{overlaps[name]:.3f}" if name in overlaps else "",
         )
     return shown
