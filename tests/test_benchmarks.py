@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
@@ -116,30 +115,18 @@ def test_hard_questions_end_and_all_ways_find_the_same(bench: Bench) -> None:
     assert set(posting_lists.WAYS) < set(times)
 
 
-def test_a_hard_question_that_takes_too_long_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    quick = hard_questions.Answer("quick", 5, (1.0, 50), (2.0, 10))
-    answers = [quick, replace(quick, name=hard_questions.PHRASE, lexical=(242.0, 50))]
-    monkeypatch.setattr(bench_data, "load", lambda _: "")
-    monkeypatch.setattr(search_latency, "connect", nullcontext)
-    monkeypatch.setattr(hard_questions, "ask", lambda _: answers)
-    monkeypatch.setattr("sys.argv", ["hard_questions"])
-
-    def told() -> tuple[object, list[str]]:
-        with pytest.raises(SystemExit) as caught:
-            hard_questions.main()
-        lines = capsys.readouterr().out.splitlines()
-        return caught.value.code, [line for line in lines if line.startswith(("known", "MISS"))]
-
-    known = f"known {hard_questions.PHRASE}, 242.0 ms, the bar is 100 ms: phrases are checked"
-    code, [line] = told()
-    assert (code, line[: len(known)]) == (0, known)
-    answers += [replace(quick, name="slow", hybrid=(100.5, 10)), replace(quick, lexical=(99.5, 9))]
-    code, lines = told()
-    assert (code, lines[1:]) == (1, ["MISS  slow, 100.5 ms, the bar is 100 ms"])
-    monkeypatch.setattr("sys.argv", ["hard_questions", "--bar", "300"])
-    assert told() == (0, [])
+def test_a_hard_question_that_takes_too_long_is_named() -> None:
+    quick = hard_questions.Answer("quick", 5, (99.5, 50), (2.0, 10))
+    phrase = replace(quick, name=hard_questions.PHRASE, lexical=(242.0, 50))
+    slow = replace(quick, name="slow", hybrid=(100.5, 10))
+    holds, [line] = hard_questions.verdict([quick, phrase], 100)
+    assert holds
+    assert line.startswith(f"known {phrase.name}, 242.0 ms, the bar is 100 ms: phrases are checked")
+    assert hard_questions.verdict([quick, phrase, slow], 100) == (
+        False,
+        [line, "MISS  slow, 100.5 ms, the bar is 100 ms"],
+    )
+    assert hard_questions.verdict([phrase, slow], 300) == (True, [])
 
 
 @needs_texts
